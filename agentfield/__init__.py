@@ -1,0 +1,104 @@
+"""Agentfield: shared memory for multi-agent systems, with no configuration.
+
+Write in one agent, read in another; react to changes; see who wrote what, and when. Everything public is named in
+`__all__` and importable from here. Names are loaded when they are first used, so that `import agentfield` costs
+nothing a program does not use: the table `_HOME` says which module each one lives in.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from agentfield.version import __version__
+
+if TYPE_CHECKING:
+    from agentfield.agent import Agent, AIConfig
+    from agentfield.errors import (
+        AccessDeniedError,
+        AgentFieldError,
+        AgentUnavailableError,
+        ClosedError,
+        ConflictError,
+        DecodeError,
+        HistoryTruncatedError,
+        IncompatibleServerError,
+        InvalidInputError,
+        LockLostError,
+        NotFoundError,
+        OutcomeUnknownError,
+        ProjectionError,
+        RemoteError,
+        UnavailableError,
+    )
+    from agentfield.event import Entry, Event, Writer
+    from agentfield.memory import Memory, connect
+    from agentfield.scope import Scope
+
+__all__ = [
+    "AIConfig",
+    "AccessDeniedError",
+    "Agent",
+    "AgentFieldError",
+    "AgentUnavailableError",
+    "ClosedError",
+    "ConflictError",
+    "DecodeError",
+    "Entry",
+    "Event",
+    "HistoryTruncatedError",
+    "IncompatibleServerError",
+    "InvalidInputError",
+    "LockLostError",
+    "Memory",
+    "NotFoundError",
+    "OutcomeUnknownError",
+    "ProjectionError",
+    "RemoteError",
+    "Scope",
+    "UnavailableError",
+    "Writer",
+    "__version__",
+    "connect",
+]
+
+# One name, one module. A name added here is added to `__all__`, to the imports above and to tests/unit/test_exports.py.
+_HOME = {
+    "AIConfig": "agentfield.agent",
+    "AccessDeniedError": "agentfield.errors",
+    "Agent": "agentfield.agent",
+    "AgentFieldError": "agentfield.errors",
+    "AgentUnavailableError": "agentfield.errors",
+    "ClosedError": "agentfield.errors",
+    "ConflictError": "agentfield.errors",
+    "DecodeError": "agentfield.errors",
+    "Entry": "agentfield.event",
+    "Event": "agentfield.event",
+    "HistoryTruncatedError": "agentfield.errors",
+    "IncompatibleServerError": "agentfield.errors",
+    "InvalidInputError": "agentfield.errors",
+    "LockLostError": "agentfield.errors",
+    "Memory": "agentfield.memory",
+    "NotFoundError": "agentfield.errors",
+    "OutcomeUnknownError": "agentfield.errors",
+    "ProjectionError": "agentfield.errors",
+    "RemoteError": "agentfield.errors",
+    "Scope": "agentfield.scope",
+    "UnavailableError": "agentfield.errors",
+    "Writer": "agentfield.event",
+    "connect": "agentfield.memory",
+}
+
+if not TYPE_CHECKING:  # a type checker would take any misspelt name for an attribute if it saw this function
+
+    def __getattr__(name: str) -> object:
+        """Load a public name on its first use and keep it."""
+        try:
+            home = _HOME[name]
+        except KeyError:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+        value = getattr(import_module(home), name)
+        globals()[name] = value
+        return value
+
+    def __dir__() -> list[str]:
+        """Name what is public, loaded or not."""
+        return sorted({*globals(), *__all__})
