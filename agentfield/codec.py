@@ -1,0 +1,241 @@
+"""The codec: events to headers and payload, and what the log returns to events and entries.
+
+The payload is the value, as plain JSON; a delete is an empty message marked as NATS KV marks it. Everything else about
+a write is in two headers: its id, by which the server recognises a repeat, and one packed in readable JSON, since each
+header costs a tenth of the throughput. Pure: a ``Record`` is a message as the log returned it, whatever fetched it.
+
+Invariant: what ``encode_event`` and ``encode_value`` wrote, ``decode_event`` gives back; anything else that the log may
+hold is a DecodeError naming its subject and revision, never a wrong event.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from typing import Any, Final, NamedTuple
+
+import orjson
+from pydantic import ValidationError
+
+from agentfield.errors import DecodeError, InvalidInputError
+from agentfield.event import Entry, Event, Operation, Reason, Writer
+from agentfield.execution import ascii_json
+from agentfield.naming import shown
+from agentfield.scope import Scope
+from agentfield.subject import Subjects
+from agentfield.value import decode_value, encode_value, validate_as
+
+__all__ = [
+    "EVENT_HEADER",
+    "EVENT_ID",
+    "MAX_TTL",
+    "OPERATION",
+    "Record",
+    "check_ttl",
+    "decode_entry",
+    "decode_event",
+    "decode_value",
+    "encode_event",
+    "encode_value",
+    "expires_at_ns",
+    "is_delete",
+    "validate_as",
+]
+
+EVENT_ID: Final = "Nats-Msg-Id"
+EVENT_HEADER: Final = "Agentfield-Event"
+OPERATION: Final = "KV-Operation"
+
+MAX_TTL: Final = 100 * 366 * 86400.0
+"""The longest ttl in seconds, a century: adding it to a time must stay within what datetime and RFC 3339 can say."""
+
+_VERSION = 1
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Record(NamedTuple):
+    """A message as the log holds it."""
+
+    subject: str
+    sequence: int
+    timestamp: int
+    """When the server stored it: nanoseconds since the epoch."""
+    headers: Mapping[str, str]
+    payload: bytes
+
+
+class _Header(NamedTuple):
+    deletes: bool
+    writer: Writer
+    reason: Reason | None
+    ttl: float | None
+
+
+def check_ttl(ttl: object) -> float:
+    """The ttl in seconds. Raises InvalidInputError unless it is a number above zero and at most a century."""
+    if isinstance(ttl, bool) or not isinstance(ttl, (int, float)):
+        raise InvalidInputError(f"ttl {shown(ttl)} is not a number: give it in seconds, or None for never")
+    if not 0 < ttl <= MAX_TTL:  # false for NaN too
+        raise InvalidInputError(
+            f"ttl {shown(ttl)} is not above 0 and at most {MAX_TTL:.0f} seconds (a century): "
+            f"use None for a value that never expires, delete() for one that should be gone"
+        )
+    return float(ttl)
+
+
+def encode_event(
+    *, event_id: str, operation: Operation, writer: Writer, reason: Reason | None = None, ttl: float | None = None
+) -> dict[str, str]:
+    """The headers of an event; its payload is ``encode_value``'s, or empty for a delete. A new dict, ASCII only.
+
+    Raises InvalidInputError if the ttl is out of range.
+    """
+    fields: dict[str, Any] = {"v": _VERSION, "type": operation}
+    for name, value in writer.__dict__.items():
+        if value is not None:
+            fields[name] = value
+    if reason is not None:
+        fields["reason"] = reason
+    if ttl is not None:
+        fields["ttl"] = check_ttl(ttl)
+    headers = {EVENT_ID: event_id, EVENT_HEADER: ascii_json(fields)}
+    if operation == "delete":
+        headers[OPERATION] = "DEL"
+    return headers
+
+
+def decode_event(record: Record, subjects: Subjects, previous: Record | None = None) -> Event:
+    """The event a record holds; ``previous`` is the record of the same key before it, if there is one.
+
+    Raises DecodeError if either is not what agentfield writes.
+    """
+    scope, key = _address(record, subjects)
+    deleted = is_delete(record)
+    _, writer, reason, ttl = _header(record, deleted=deleted)
+    return Event.model_validate(
+        {
+            "key": key,
+            "data": None if deleted else _data(record),
+            "previous_data": None if previous is None or is_delete(previous) else _data(previous),
+            "scope": scope.kind,
+            "timestamp": _datetime(record.timestamp),
+            "scope_id": scope.id,
+            "operation": "delete" if deleted else "set",
+            "reason": reason,
+            "revision": record.sequence,
+            "previous_revision": None if previous is None else previous.sequence,
+            "id": _id(record),
+            "writer": writer,
+            "ttl": ttl,
+        }
+    )
+
+
+def decode_entry(record: Record, subjects: Subjects) -> Entry:
+    """The entry that a record which sets a value stands for. Raises DecodeError if it is not one."""
+    if is_delete(record):
+        raise _undecodable(record, "a delete holds no value")
+    scope, key = _address(record, subjects)
+    _, writer, _, ttl = _header(record, deleted=False)
+    return Entry.model_validate(
+        {
+            "key": key,
+            "value": _data(record),
+            "revision": record.sequence,
+            "scope": scope.kind,
+            "scope_id": scope.id,
+            "timestamp": _datetime(record.timestamp),
+            "writer": writer,
+            "expires_at": None if ttl is None else _datetime(record.timestamp + _nanoseconds(ttl)),
+        }
+    )
+
+
+def is_delete(record: Record) -> bool:
+    """Whether the record takes its key away: marked as NATS KV marks a delete or a purge."""
+    return record.headers.get(OPERATION) in ("DEL", "PURGE")
+
+
+def expires_at_ns(record: Record) -> int | None:
+    """When the record's value expires, in nanoseconds since the epoch; None for never, and for a delete.
+
+    Raises DecodeError if the record is not what agentfield writes.
+    """
+    if is_delete(record):
+        return None
+    ttl = _header(record, deleted=False).ttl
+    return None if ttl is None else record.timestamp + _nanoseconds(ttl)
+
+
+def _address(record: Record, subjects: Subjects) -> tuple[Scope, str]:
+    try:
+        return subjects.parse(record.subject)
+    except InvalidInputError as error:
+        raise _undecodable(record, str(error)) from error
+
+
+def _id(record: Record) -> str:
+    id = record.headers.get(EVENT_ID)
+    if not id:
+        raise _undecodable(record, f"the message has no {EVENT_ID} header: something other than agentfield wrote it")
+    return id
+
+
+def _header(record: Record, *, deleted: bool) -> _Header:
+    packed = record.headers.get(EVENT_HEADER)
+    if packed is None:
+        raise _undecodable(
+            record, f"the message has no {EVENT_HEADER} header: something other than agentfield wrote it"
+        )
+    try:
+        header = _unpack(packed)
+    except InvalidInputError as error:
+        raise _undecodable(record, f"the header {EVENT_HEADER} {shown(packed)} {error}") from error
+    if header.deletes is not deleted:
+        raise _undecodable(record, f"the headers {EVENT_HEADER} {shown(packed)} and {OPERATION} contradict each other")
+    return header
+
+
+# One execution's writes carry the same text, their ids apart.
+@lru_cache(maxsize=512)
+def _unpack(packed: str) -> _Header:
+    try:
+        fields = orjson.loads(packed)
+    except orjson.JSONDecodeError as error:
+        raise InvalidInputError(f"is not JSON: {error}") from error
+    if not isinstance(fields, dict) or type(fields.get("v")) is not int:
+        raise InvalidInputError("is not a JSON object with a version v")
+    if fields["v"] != _VERSION:
+        raise InvalidInputError(f"has version {fields['v']}, but this agentfield reads version {_VERSION}: upgrade it")
+    kind, reason, ttl = fields.get("type"), fields.get("reason"), fields.get("ttl")
+    if kind not in ("set", "delete"):
+        raise InvalidInputError(f"has the unknown type {shown(kind)}")
+    if reason not in (None, "expired", "cleared"):
+        raise InvalidInputError(f"has the unknown reason {shown(reason)}")
+    try:
+        writer = Writer.model_validate(fields)
+    except ValidationError as error:
+        fields_at_fault = ", ".join(str(fault["loc"][0]) for fault in error.errors())
+        raise InvalidInputError(f"names its writer wrongly, in {fields_at_fault}: text is expected") from error
+    return _Header(kind == "delete", writer, reason, None if ttl is None else check_ttl(ttl))
+
+
+def _data(record: Record) -> Any:
+    try:
+        return orjson.loads(record.payload)
+    except orjson.JSONDecodeError as error:
+        raise _undecodable(record, f"the payload {shown(record.payload)} is not JSON: {error}") from error
+
+
+def _datetime(nanoseconds: int) -> datetime:
+    # Whole numbers throughout: a float of nanoseconds is off by a hundred of them. Cut, not rounded, to microseconds.
+    return _EPOCH + timedelta(microseconds=nanoseconds // 1000)
+
+
+def _nanoseconds(seconds: float) -> int:
+    return round(seconds * 1_000_000_000)
+
+
+def _undecodable(record: Record, fault: str) -> DecodeError:
+    return DecodeError(fault, subject=record.subject, revision=record.sequence)

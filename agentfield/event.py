@@ -1,0 +1,81 @@
+"""Event and Entry: what happened to a key, and what a key holds. The shapes users meet; how they are stored is codec's.
+
+Both are immutable and come from the log alone: their times are the server's, their revisions the log's sequences.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from agentfield.scope import ScopeKind
+
+Operation = Literal["set", "delete"]
+Reason = Literal["expired", "cleared"]
+
+
+class Writer(BaseModel):
+    """Who wrote, and because of what. Everything may be None: a plain script has no agent and no execution."""
+
+    model_config = ConfigDict(frozen=True)
+
+    agent: str | None = None
+    execution_id: str | None = None
+    workflow_id: str | None = None
+    session_id: str | None = None
+    cause: str | None = None
+    """The id of the event that led to this write."""
+    trace: str | None = None
+    """W3C ``traceparent`` of the execution that wrote."""
+
+
+class Event(BaseModel):
+    """One change of one key. ``model_dump(mode="json")`` gives it as plain JSON values, its time as RFC 3339 with Z."""
+
+    model_config = ConfigDict(frozen=True)
+
+    key: str
+    data: Any = None
+    """The value that was set; None for a delete."""
+    previous_data: Any = None
+    """The value before, by the log; None if there was none."""
+    scope: ScopeKind
+    timestamp: datetime
+    """When the server stored it: aware, UTC."""
+    scope_id: str
+    operation: Operation
+    reason: Reason | None = None
+    """Why a delete happened, if nobody asked for just that: the value expired, or its scope was cleared."""
+    revision: int
+    """The event's sequence in the log: grows with every event of any key."""
+    previous_revision: int | None = None
+    """The revision of the key's event before this one, a delete included; None if there was none."""
+    id: str
+    writer: Writer
+    ttl: float | None = None
+    """Seconds after which the value expires; None for never."""
+
+    @property
+    def expires_at(self) -> datetime | None:
+        """When the value expires: aware, UTC. None for never, and for a delete."""
+        return None if self.ttl is None else self.timestamp + timedelta(seconds=self.ttl)
+
+
+class Entry(BaseModel):
+    """What a key holds now, or held then, and which scope answered."""
+
+    model_config = ConfigDict(frozen=True)
+
+    key: str
+    value: Any
+    revision: int
+    """The sequence in the log of the event that set the value: pass it as ``if_revision``."""
+    scope: ScopeKind
+    scope_id: str
+    timestamp: datetime
+    """When the server stored the value: aware, UTC."""
+    writer: Writer
+    expires_at: datetime | None = None
+    """When the value expires: aware, UTC. None for never."""

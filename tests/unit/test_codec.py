@@ -1,0 +1,240 @@
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentfield import codec
+from agentfield.codec import (
+    EVENT_HEADER,
+    EVENT_ID,
+    MAX_TTL,
+    OPERATION,
+    Record,
+    check_ttl,
+    decode_entry,
+    decode_event,
+    encode_event,
+    encode_value,
+    expires_at_ns,
+    is_delete,
+)
+from agentfield.errors import DecodeError, InvalidInputError
+from agentfield.event import Event, Writer
+from agentfield.scope import GLOBAL, Scope
+from agentfield.subject import Subjects
+from tests.unit.strategies import keys, scope_ids
+from tests.unit.test_value import json_values
+
+SUBJECTS = Subjects("agentfield")
+STORED = 1_720_462_800_123_456_789
+AT = datetime(2024, 7, 8, 18, 20, 0, 123456, tzinfo=UTC)
+WRITER = Writer(agent="system-monitor", execution_id="e1", workflow_id="w1")
+SUBJECT = SUBJECTS.memory(Scope.of("workflow", "w1"), "system_status")
+
+names = st.none() | scope_ids
+writers = st.builds(
+    Writer, agent=names, execution_id=names, workflow_id=names, session_id=names, cause=names, trace=names
+)
+ttls = st.none() | st.floats(0, MAX_TTL, exclude_min=True)
+
+
+def record(headers: dict[str, str], payload: bytes = b'"degraded"', *, subject: str = SUBJECT) -> Record:
+    return Record(subject, 7, STORED, headers, payload)
+
+
+def header(**changes: Any) -> dict[str, str]:
+    fields = {"v": 1, "type": "set", "agent": "a"} | changes
+    return {EVENT_ID: "id1", EVENT_HEADER: json.dumps(fields)}
+
+
+@given(keys, scope_ids, json_values, json_values, writers, ttls)
+def test_an_event_comes_back_as_it_was_written(
+    key: str, scope_id: str, value: Any, before: Any, writer: Writer, ttl: float | None
+) -> None:
+    subject = SUBJECTS.memory(Scope.of("session", scope_id), key)
+    headers = encode_event(event_id="id1", operation="set", writer=writer, ttl=ttl)
+    previous = Record(subject, 3, STORED - 10**9, headers, encode_value(before))
+    event = decode_event(record(headers, encode_value(value), subject=subject), SUBJECTS, previous)
+    expected = Event(
+        key=key,
+        data=value,
+        previous_data=before,
+        scope="session",
+        scope_id=scope_id,
+        timestamp=AT,
+        operation="set",
+        revision=7,
+        previous_revision=3,
+        id="id1",
+        writer=writer,
+        ttl=ttl,
+    )
+    assert event == expected
+    assert event.model_dump(mode="json")["timestamp"] == "2024-07-08T18:20:00.123456Z"
+
+
+@given(writers, ttls)
+def test_headers_are_ascii_on_one_line_and_leave_out_what_is_not_set(writer: Writer, ttl: float | None) -> None:
+    headers = encode_event(event_id="id1", operation="set", writer=writer, ttl=ttl)
+    assert headers.keys() == {EVENT_ID, EVENT_HEADER}
+    assert headers[EVENT_HEADER].isascii()
+    assert headers[EVENT_HEADER].isprintable()
+    assert None not in json.loads(headers[EVENT_HEADER]).values()
+
+
+def test_headers_are_readable() -> None:
+    headers = encode_event(event_id="id1", operation="delete", writer=WRITER, reason="expired")
+    assert headers == {
+        "Nats-Msg-Id": "id1",
+        "KV-Operation": "DEL",
+        "Agentfield-Event": (
+            '{"v":1,"type":"delete","agent":"system-monitor","execution_id":"e1","workflow_id":"w1","reason":"expired"}'
+        ),
+    }
+
+
+def test_a_delete_has_no_data_but_a_reason_and_what_was_there_before() -> None:
+    before = record(encode_event(event_id="id0", operation="set", writer=WRITER), b'"healthy"')._replace(sequence=5)
+    gone = record(encode_event(event_id="id1", operation="delete", writer=WRITER, reason="cleared"), b"")
+    event = decode_event(gone, SUBJECTS, before)
+    assert (event.operation, event.data, event.previous_data) == ("delete", None, "healthy")
+    assert (event.reason, event.previous_revision, event.expires_at) == ("cleared", 5, None)
+    assert is_delete(gone)
+    assert not is_delete(before)
+
+
+def test_after_a_delete_nothing_was_there_but_the_delete_has_its_revision() -> None:
+    gone = record(encode_event(event_id="id0", operation="delete", writer=WRITER), b"")._replace(sequence=5)
+    event = decode_event(record(encode_event(event_id="id1", operation="set", writer=WRITER)), SUBJECTS, gone)
+    assert (event.previous_data, event.previous_revision) == (None, 5)
+
+
+def test_the_first_event_of_a_key_has_nothing_before_it() -> None:
+    event = decode_event(record(encode_event(event_id="id1", operation="set", writer=WRITER)), SUBJECTS)
+    assert (event.data, event.previous_data, event.previous_revision) == ("degraded", None, None)
+
+
+def test_an_entry_says_which_scope_answered_who_wrote_and_when_it_expires() -> None:
+    subject = SUBJECTS.memory(GLOBAL, "feature_flags")
+    stored = record(encode_event(event_id="id1", operation="set", writer=WRITER, ttl=1.5), b"null", subject=subject)
+    entry = decode_entry(stored, SUBJECTS)
+    assert (entry.key, entry.value, entry.revision) == ("feature_flags", None, 7)
+    assert (entry.scope, entry.scope_id, entry.writer) == ("global", "global", WRITER)
+    assert (entry.timestamp, entry.expires_at) == (AT, AT + timedelta(seconds=1.5))
+    assert expires_at_ns(stored) == STORED + 1_500_000_000
+
+
+def test_what_has_no_ttl_never_expires() -> None:
+    stored = record(encode_event(event_id="id1", operation="set", writer=WRITER))
+    assert expires_at_ns(stored) is None
+    assert decode_entry(stored, SUBJECTS).expires_at is None
+    assert expires_at_ns(record(encode_event(event_id="id1", operation="delete", writer=WRITER), b"")) is None
+
+
+@pytest.mark.parametrize("nanoseconds", [0, 1, 999, 1000, STORED, 1_720_462_800_999_999_999])
+def test_timestamps_are_exact_to_the_microsecond(nanoseconds: int) -> None:
+    stored = Record(SUBJECT, 7, nanoseconds, header(), b"1")
+    timestamp = decode_event(stored, SUBJECTS).timestamp
+    assert timestamp.tzinfo is UTC
+    assert (timestamp - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1) == nanoseconds // 1000
+
+
+def test_header_fields_that_are_not_known_are_ignored() -> None:
+    assert decode_event(record(header(colour={"red": 1}, execution_id="e")), SUBJECTS).writer == Writer(
+        agent="a", execution_id="e"
+    )
+
+
+@pytest.mark.parametrize(
+    ("stored", "fault"),
+    [
+        (record({}), "has no Agentfield-Event header: something other than agentfield wrote it"),
+        (record({EVENT_HEADER: header()[EVENT_HEADER]}), "has no Nats-Msg-Id header"),
+        (record({**header(), EVENT_HEADER: ""}), "is not JSON"),
+        (record({**header(), EVENT_HEADER: "{"}), "is not JSON"),
+        (record({**header(), EVENT_HEADER: "[1]"}), "is not a JSON object with a version v"),
+        (record({**header(), EVENT_HEADER: "{}"}), "is not a JSON object with a version v"),
+        (record(header(v="1")), "is not a JSON object with a version v"),
+        (record(header(v=2)), "has version 2, but this agentfield reads version 1: upgrade it"),
+        (record(header(type="patch")), "has the unknown type 'patch'"),
+        (record(header(type="delete")), "contradict each other"),
+        (record({**header(), OPERATION: "DEL"}), "contradict each other"),
+        (record(header(agent=7)), "names its writer wrongly, in agent: text is expected"),
+        (record(header(reason="bored")), "has the unknown reason 'bored'"),
+        (record(header(reason=["expired"])), "has the unknown reason"),
+        (record(header(ttl="soon")), "ttl 'soon' is not a number"),
+        (record(header(ttl=0)), "ttl 0 is not above 0"),
+        (record(header(ttl=1e300)), "is not above 0 and at most"),
+        (record(header(), b""), "payload b'' is not JSON"),
+        (record(header(), b"degraded"), "payload b'degraded' is not JSON"),
+        (record(header(), subject="agentfield.memory.team.x.a"), "scope 'team' is unknown"),
+        (record(header(), subject="agentfield.memory.global.global.a_b"), "tokens 'a_b' are no key's"),
+        (record(header(), subject="elsewhere.memory.global.global.a"), "is no key's"),
+    ],
+)
+def test_what_agentfield_did_not_write_is_a_decode_error(stored: Record, fault: str) -> None:
+    decoders: list[Any] = [decode_event]
+    if OPERATION not in stored.headers and EVENT_ID in stored.headers:
+        decoders.append(decode_entry)
+    for decode in decoders:
+        with pytest.raises(DecodeError, match=fault) as caught:
+            decode(stored, SUBJECTS)
+        assert (caught.value.subject, caught.value.revision) == (stored.subject, 7)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_previous_event_is_named_as_the_one_at_fault() -> None:
+    damaged = record(header(), b"{")._replace(sequence=5)
+    with pytest.raises(DecodeError) as caught:
+        decode_event(record(header()), SUBJECTS, damaged)
+    assert caught.value.revision == 5
+
+
+def test_a_delete_is_no_entry() -> None:
+    with pytest.raises(DecodeError, match="a delete holds no value"):
+        decode_entry(record(encode_event(event_id="id1", operation="delete", writer=WRITER), b""), SUBJECTS)
+
+
+@given(
+    st.dictionaries(st.sampled_from([EVENT_ID, EVENT_HEADER, OPERATION]), st.text(max_size=9)), st.binary(max_size=9)
+)
+def test_no_message_whatever_raises_anything_but_a_decode_error(headers: dict[str, str], payload: bytes) -> None:
+    with pytest.raises(DecodeError):
+        decode_event(record(headers, payload), SUBJECTS)
+
+
+packed_json = st.fixed_dictionaries(
+    {"v": st.sampled_from([1, 1, 1, 2, True, None])},
+    optional=dict.fromkeys(("type", "agent", "trace", "reason", "ttl"), json_values),
+)
+
+
+@given(packed_json, st.sampled_from(["set", "delete", None]))
+def test_no_header_whatever_gives_anything_but_an_event_or_a_decode_error(fields: dict[str, Any], kind: Any) -> None:
+    headers = {EVENT_ID: "id1", EVENT_HEADER: json.dumps(fields | ({"type": kind} if kind else {}))}
+    try:
+        event = decode_event(record(headers), SUBJECTS)
+    except DecodeError:
+        return
+    assert event.operation == "set"
+    assert event.ttl is None or 0 < event.ttl <= MAX_TTL
+
+
+@pytest.mark.parametrize("ttl", [0, -1, 0.0, float("nan"), float("inf"), MAX_TTL * 2, "5", True, timedelta(1), [5]])
+def test_a_ttl_that_is_no_time_to_live_is_refused_with_the_remedy(ttl: Any) -> None:
+    with pytest.raises(InvalidInputError, match=r"ttl .*: (use None|give it in seconds)"):
+        check_ttl(ttl)
+    with pytest.raises(InvalidInputError):
+        encode_event(event_id="id1", operation="set", writer=WRITER, ttl=ttl)
+
+
+def test_a_ttl_is_a_number_of_seconds() -> None:
+    assert (check_ttl(5), check_ttl(0.25), check_ttl(MAX_TTL)) == (5.0, 0.25, MAX_TTL)
+    assert decode_event(record(header(ttl=5)), SUBJECTS).expires_at == AT + timedelta(seconds=5)
+
+
+def test_everything_codec_offers_exists() -> None:
+    assert all(hasattr(codec, name) for name in codec.__all__)
