@@ -1,0 +1,1 @@
+"""NATS, and nothing else: the only package that imports its client."""

@@ -1,0 +1,46 @@
+"""The buckets that the server fills from the log: reading them through, and purging markers.
+
+Owns: what our own code does with a bucket. Nothing here can write a value: a bucket only sources.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from agentfield.codec import Record
+from agentfield.fabric.connection import Connection
+from agentfield.fabric.faults import Fault, error_of
+from agentfield.fabric.jetstream import api
+from agentfield.fabric.reader import Reader
+
+
+class Bucket:
+    """One KV bucket by its name, e.g. ``agentfield-global``."""
+
+    def __init__(self, connection: Connection, name: str) -> None:
+        self._connection = connection
+        self.name = name
+        self._stream = f"KV_{name}"
+
+    async def last_sequence(self) -> int:
+        """The bucket's own last sequence. Raises :class:`UnavailableError`."""
+        try:
+            return int((await api(self._connection, f"STREAM.INFO.{self._stream}"))["state"]["last_seq"])
+        except Fault as fault:
+            raise error_of(fault, f"looking at bucket {self.name}") from None
+
+    async def read(self, start: int = 1) -> AsyncIterator[Record]:
+        """Every message of the bucket from its own sequence ``start`` on, as it stands at the call, in order."""
+        target = await self.last_sequence()
+        if start > target:
+            return
+        async with Reader(self._connection, self._stream, [], start=start) as reader:
+            async for record in reader.until(target):
+                yield record
+
+    async def purge(self, subject: str, sequence: int) -> None:
+        """Remove what the bucket holds under ``subject`` up to and including its own ``sequence``."""
+        try:
+            await api(self._connection, f"STREAM.PURGE.{self._stream}", {"filter": subject, "seq": sequence + 1})
+        except Fault as fault:
+            raise error_of(fault, f"sweeping bucket {self.name}") from None

@@ -1,0 +1,530 @@
+"""One connection to NATS that outlives every outage, and says in which state it is.
+
+Owns: the nats-py client (it is replaced if it gives up), the reply inbox that every request of the process shares, the
+subscriptions (they are made again on a new client), and the rule that a request is only handed to the client while it
+is connected, so that "nothing was sent" stays a fact one can rely on. Must not know: streams, keys, agents. Invariant:
+no exception of nats-py leaves this module; every wait has a deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import secrets
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
+
+from nats import errors as nats_errors
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription as StockSubscription
+
+from agentfield.errors import (
+    AccessDeniedError,
+    ClosedError,
+    IncompatibleServerError,
+    InvalidInputError,
+    UnavailableError,
+)
+from agentfield.fabric.client import STATUS, Client
+from agentfield.fabric.faults import MINIMUM_SERVER, ConnectionLostFault, NoAnswerFault, NoRespondersFault
+
+logger = logging.getLogger("agentfield.connection")
+
+ConnectionState = Literal["connected", "reconnecting", "closed"]
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+
+_CONNECT_ATTEMPT = 2
+"""Seconds for one TCP connect and handshake; a dead address must not eat the whole deadline of an open()."""
+_PING_INTERVAL = 5
+"""Seconds between pings; three unanswered ones mean a dead connection, so a silent one is noticed within 20 s."""
+_PENDING_BYTES = 64 * 1024 * 1024
+"""Outgoing bytes the client may hold. Only what was handed over while connected can be in it."""
+IN_FLIGHT = 1000
+"""Requests that may await their answers at once; more wait here. Enough to keep any server busy; far below what a
+stream refuses, and few enough that each is answered well within one try."""
+_INBOUND_BYTES = 512 * 1024 * 1024
+_VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
+_DENIED = re.compile(r"permissions violation for (publish|subscription) to \"?([^\"\s]+)", re.IGNORECASE)
+
+
+class Message(NamedTuple):
+    """A message as it arrived."""
+
+    subject: str
+    reply: str
+    headers: Mapping[str, str]
+    payload: bytes
+
+    @property
+    def status(self) -> int:
+        """The inline status the server sent (0 for an ordinary message)."""
+        text = self.headers.get(STATUS)
+        return int(text) if text else 0
+
+
+Callback = Callable[[Message], Awaitable[None]]
+Listener = Callable[[ConnectionState], None]
+
+
+class Subscription:
+    """Interest in a subject, kept through reconnects and client replacements. Made by :meth:`Connection.subscribe`."""
+
+    def __init__(self, connection: Connection, subject: str, queue: str, callback: Callback) -> None:
+        self._connection = connection
+        self._subject = subject
+        self._queue = queue
+        self._callback = callback
+        self._stock: StockSubscription | None = None
+
+    async def attach(self, client: Client) -> None:
+        """Subscribe on a client; called by the connection, again for every new client."""
+        callback = self._callback
+
+        async def deliver(msg: Msg) -> None:
+            await callback(Message(msg.subject, msg.reply, msg.headers or NO_HEADERS, msg.data))
+
+        self._stock = await client.subscribe(
+            self._subject, queue=self._queue, cb=deliver, pending_msgs_limit=-1, pending_bytes_limit=_INBOUND_BYTES
+        )
+
+    async def unsubscribe(self) -> None:
+        """Stop receiving at once; what was not yet handed to the callback is dropped. Safe to call twice."""
+        await self._end(drain=False)
+
+    async def drain(self) -> None:
+        """Stop receiving, and return when everything already delivered has been through the callback."""
+        await self._end(drain=True)
+
+    async def _end(self, *, drain: bool) -> None:
+        self._connection.forget(self)
+        stock, self._stock = self._stock, None
+        if stock is None:
+            return
+        try:
+            if drain and self._connection.state == "connected":
+                await stock.drain()  # type: ignore[no-untyped-call]
+            else:
+                await stock.unsubscribe()
+        except nats_errors.Error as error:
+            logger.debug("ending the subscription to %s: %s", self._subject, error)
+
+
+class _Pending:
+    """A request whose answers are awaited: one future, and the answers so far."""
+
+    __slots__ = ("future", "last", "messages", "subject")
+
+    def __init__(self, subject: str, future: asyncio.Future[Message], last: Callable[[Message], bool] | None) -> None:
+        self.subject = subject
+        self.future = future
+        self.last = last
+        self.messages: list[Message] = []
+
+
+class Connection:
+    """A live connection to a NATS server or cluster. Open with :meth:`open`; close with :meth:`aclose`."""
+
+    def __init__(self, urls: Sequence[str], *, namespace: str, name: str) -> None:
+        self._urls = list(urls)
+        self.namespace = namespace
+        self.name = name
+        self._client: Client | None = None
+        self._state: ConnectionState = "reconnecting"
+        self._connected = asyncio.Event()
+        self._listeners: list[Listener] = []
+        self._subscriptions: set[Subscription] = set()
+        self._inbox = f"_INBOX.{secrets.token_hex(11)}"
+        self._pending: dict[str, _Pending] = {}
+        self._serial = 0
+        self._last_error: Exception | None = None
+        self._supervisor: asyncio.Task[None] | None = None
+        self._given_up = asyncio.Event()
+        self._room = asyncio.Semaphore(IN_FLIGHT)
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    async def open(cls, url: str | Sequence[str], *, namespace: str, name: str, timeout: float = 5.0) -> Connection:
+        """Connect within ``timeout`` seconds, and keep connected until :meth:`aclose`.
+
+        Raises :class:`UnavailableError` when no server answers, :class:`AccessDeniedError` when it refuses the
+        credentials, :class:`IncompatibleServerError` when it is too old, :class:`InvalidInputError` for an unusable
+        URL. Nothing is left running after a failure.
+        """
+        urls = [part.strip() for part in url.split(",")] if isinstance(url, str) else list(url)
+        connection = cls(urls, namespace=namespace, name=name)
+        try:
+            await connection._connect(timeout)
+            await connection._subscribe_inbox()
+            connection._check_version(connection.server_version)
+        except BaseException:
+            await connection.aclose()
+            raise
+        connection._supervisor = asyncio.create_task(connection._supervise(), name=f"agentfield connection {name}")
+        return connection
+
+    async def aclose(self) -> None:
+        """Flush what was sent, close, and fail what still waits for an answer. Idempotent."""
+        if self._state == "closed":
+            return
+        self._set_state("closed")
+        supervisor, self._supervisor = self._supervisor, None
+        if supervisor is not None:
+            supervisor.cancel()
+            await asyncio.gather(supervisor, return_exceptions=True)
+        client, self._client = self._client, None
+        if client is not None:
+            await self._shut(client, flush=True)
+        self._fail_pending(ClosedError(f"the connection {self.name!r} was closed"))
+        self._subscriptions.clear()
+
+    async def _shut(self, client: Client, *, flush: bool) -> None:
+        try:
+            if flush and client.is_connected:
+                await client.flush(timeout=2)
+        except (nats_errors.Error, OSError) as error:
+            logger.debug("flushing %s before closing: %s", self.name, error)
+        try:
+            await client.close()
+        except (nats_errors.Error, OSError) as error:
+            logger.debug("closing %s: %s", self.name, error)
+
+    async def _connect(self, timeout: float) -> None:
+        client = Client()
+        self._last_error = None
+        refused = asyncio.get_running_loop().create_future()
+
+        async def on_error(error: Exception) -> None:
+            self._note_error(error)
+            if isinstance(error, nats_errors.AuthorizationError) and not refused.done():
+                refused.set_result(None)
+
+        async def on_disconnected() -> None:
+            self._on_down(client)
+
+        async def on_reconnected() -> None:
+            self._on_up(client)
+
+        async def on_closed() -> None:
+            self._on_down(client)
+            if client is self._client:
+                self._given_up.set()
+
+        connecting = asyncio.ensure_future(
+            client.connect(
+                servers=self._urls,
+                name=self.name,
+                error_cb=on_error,
+                disconnected_cb=on_disconnected,
+                reconnected_cb=on_reconnected,
+                closed_cb=on_closed,
+                connect_timeout=_CONNECT_ATTEMPT,
+                reconnect_time_wait=0.25,  # type: ignore[arg-type]  # seconds; a float works, only the hint says int
+                max_reconnect_attempts=-1,
+                ping_interval=_PING_INTERVAL,
+                max_outstanding_pings=3,
+                pending_size=_PENDING_BYTES,
+            )
+        )
+        try:
+            await asyncio.wait({connecting, refused}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            if not connecting.done():
+                raise self._connect_error(timeout)
+            error = connecting.exception()
+            if error is not None:
+                if isinstance(error, Exception):
+                    self._last_error = error
+                raise self._connect_error(timeout)
+        except BaseException:
+            connecting.cancel()
+            await asyncio.gather(connecting, return_exceptions=True)
+            await self._shut(client, flush=False)
+            raise
+        self._client = client
+        self._given_up.clear()
+        self._on_up(client)
+
+    def _connect_error(self, timeout: float) -> Exception:
+        where, error = ", ".join(_without_password(url) for url in self._urls), self._last_error
+        if isinstance(error, nats_errors.AuthorizationError):
+            return AccessDeniedError(
+                f"the server at {where} refused the credentials; put user:password@ or token@ in the URL"
+            )
+        if isinstance(error, (ValueError, TypeError)) or (type(error) is nats_errors.Error and "url" in str(error)):
+            return InvalidInputError(f"{where!r} is not a NATS URL ({error}); write nats://host:port")
+        reason = f": {error}" if error is not None and str(error) else ""
+        return UnavailableError(f"no NATS server answered at {where} within {timeout:g} s{reason}; nothing was stored")
+
+    async def _subscribe_inbox(self) -> None:
+        await self.subscribe(f"{self._inbox}.*", self._on_reply)
+
+    async def _supervise(self) -> None:
+        """Replace the client when nats-py has given up on it (for instance after a server's -ERR), for ever."""
+        while True:
+            await self._given_up.wait()
+            logger.warning("connection %s: the client gave up (%s); connecting anew", self.name, self._last_error)
+            old = self._client
+            if old is not None:
+                await self._shut(old, flush=False)
+            try:
+                await self._connect(10.0)
+                for subscription in list(self._subscriptions):
+                    await subscription.attach(self._current())
+            except (UnavailableError, AccessDeniedError, nats_errors.Error) as error:
+                logger.warning("connection %s: %s; trying again", self.name, error)
+                await asyncio.sleep(1.0)
+
+    # -- state --------------------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> ConnectionState:
+        """Connected, reconnecting (for as long as it takes), or closed for good."""
+        return self._state
+
+    @property
+    def client(self) -> Client:
+        """The nats-py client of the moment, for modules of ``fabric/`` alone. It can be replaced after an outage."""
+        return self._current()
+
+    @property
+    def url(self) -> str:
+        """The server in use, or the first one configured while there is none; without password."""
+        connected = self._client.connected_url if self._client is not None else None
+        return _without_password(connected.geturl() if connected is not None else self._urls[0])
+
+    @property
+    def server_version(self) -> str:
+        """The version of the server in use, e.g. ``2.15.1``."""
+        return str(self.server_info.get("version", ""))
+
+    @property
+    def server_info(self) -> Mapping[str, Any]:
+        """What the server said of itself when we connected (INFO)."""
+        return self._current()._server_info
+
+    @property
+    def clustered(self) -> bool:
+        """Whether the server belongs to a cluster."""
+        return bool(self.server_info.get("cluster"))
+
+    @property
+    def max_payload(self) -> int:
+        """Bytes of headers and payload that one message may have."""
+        return self._current().max_payload
+
+    def on_state(self, listener: Listener) -> Callable[[], None]:
+        """Call ``listener`` with every new state; returns a function that ends this."""
+        self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener) if listener in self._listeners else None
+
+    async def wait_connected(self, timeout: float) -> None:
+        """Return once connected; UnavailableError after ``timeout`` seconds, ClosedError if closed."""
+        if self._connected.is_set() and self._state == "connected":
+            return
+        if self._state != "closed":
+            try:
+                async with asyncio.timeout(timeout):
+                    await self._connected.wait()
+            except TimeoutError:
+                reason = f" (last error: {self._last_error})" if self._last_error and str(self._last_error) else ""
+                raise UnavailableError(
+                    f"the NATS server at {self.url} is away and did not come back within {timeout:g} s{reason}; "
+                    "nothing was sent; the connection goes on trying"
+                ) from None
+        if self._state == "closed":
+            raise ClosedError(f"the connection {self.name!r} is closed")
+
+    def _current(self) -> Client:
+        if self._client is None:
+            raise ClosedError(f"the connection {self.name!r} is closed")
+        return self._client
+
+    def _set_state(self, state: ConnectionState) -> None:
+        if state == self._state or self._state == "closed":
+            return
+        self._state = state
+        if state == "reconnecting":
+            self._connected.clear()
+        else:
+            self._connected.set()
+        for listener in list(self._listeners):
+            listener(state)
+
+    def _on_up(self, client: Client) -> None:
+        if client is not self._client or self._state == "closed":
+            return
+        was = self._state
+        self._set_state("connected")
+        if was == "reconnecting" and self._supervisor is not None:
+            logger.info("connection %s: connected to %s", self.name, self.url)
+
+    def _on_down(self, client: Client) -> None:
+        if client is not self._client or self._state == "closed":
+            return
+        if self._state == "connected":
+            logger.warning(
+                "connection %s: lost the server at %s; reconnecting", self.name, _without_password(self._urls[0])
+            )
+        self._set_state("reconnecting")
+        self._fail_pending(ConnectionLostFault("the connection to the server was lost"))
+
+    def _note_error(self, error: Exception) -> None:
+        self._last_error = error
+        denied = _DENIED.search(str(error))
+        if denied is None:
+            logger.debug("connection %s: %r", self.name, error)
+            return
+        subject = denied.group(2)
+        logger.warning("connection %s: the server denies %s to %s", self.name, denied.group(1), subject)
+        for pending in list(self._pending.values()):
+            if pending.subject == subject and not pending.future.done():
+                pending.future.set_exception(
+                    AccessDeniedError(f"the server does not permit publishing to {subject!r}", subject=subject)
+                )
+
+    def _check_version(self, version: str) -> None:
+        if _numbers(version) < _numbers(MINIMUM_SERVER):
+            raise IncompatibleServerError(
+                found=f"nats-server {version}", needed=f"nats-server {MINIMUM_SERVER} or later", server=self.url
+            )
+
+    # -- traffic ------------------------------------------------------------------------------------------------------
+
+    async def publish(
+        self, subject: str, payload: bytes = b"", headers: dict[str, str] | None = None, *, reply: str = ""
+    ) -> None:
+        """Hand a message to the connection; no answer is awaited. :class:`UnavailableError` while disconnected."""
+        if self._state != "connected":
+            await self.wait_connected(0.0)
+        try:
+            await self._current().publish(subject, payload, reply=reply, headers=headers)
+        except nats_errors.MaxPayloadError:
+            raise InvalidInputError(
+                f"a message of {len(payload)} bytes is over the server's limit of {self.max_payload} bytes"
+            ) from None
+        except (nats_errors.Error, OSError) as error:
+            raise UnavailableError(f"publishing to {subject!r}: {_text(error)}") from None
+
+    async def flush(self, timeout: float = 5.0) -> None:
+        """Return when the server has processed everything published before."""
+        try:
+            await self._current().flush(timeout=timeout)  # type: ignore[arg-type]  # float seconds work
+        except (nats_errors.Error, OSError) as error:
+            raise UnavailableError(f"flushing: {_text(error)}") from None
+
+    async def request(
+        self, subject: str, payload: bytes = b"", headers: dict[str, str] | None = None, *, timeout: float
+    ) -> Message:
+        """Send a request and return its one answer.
+
+        Raises :class:`UnavailableError` (no connection within ``timeout`` seconds: nothing was sent),
+        :class:`NoRespondersFault`, :class:`NoAnswerFault`, :class:`ConnectionLostFault`.
+        """
+        answer = await self._exchange(subject, payload, headers, timeout, None)
+        return answer[0]
+
+    async def request_many(
+        self,
+        subject: str,
+        payload: bytes = b"",
+        headers: dict[str, str] | None = None,
+        *,
+        timeout: float,
+        last: Callable[[Message], bool],
+    ) -> list[Message]:
+        """Send a request and collect answers up to and including the one for which ``last`` is true."""
+        return await self._exchange(subject, payload, headers, timeout, last)
+
+    async def _exchange(
+        self,
+        subject: str,
+        payload: bytes,
+        headers: dict[str, str] | None,
+        timeout: float,
+        last: Callable[[Message], bool] | None,
+    ) -> list[Message]:
+        loop = asyncio.get_running_loop()
+        if self._state != "connected":
+            await self.wait_connected(timeout)
+        if self._room.locked():
+            await self._wait_for_room(timeout)
+        else:
+            await self._room.acquire()
+        self._serial += 1
+        token = f"{self._serial:x}"
+        pending = _Pending(subject, loop.create_future(), last)
+        self._pending[token] = pending
+        timer = loop.call_later(timeout, _expire, pending, timeout)
+        try:
+            await self.publish(subject, payload, headers, reply=f"{self._inbox}.{token}")
+            message = await pending.future
+        finally:
+            timer.cancel()
+            del self._pending[token]
+            self._room.release()
+        if message.status == 503:
+            raise NoRespondersFault(f"nobody answers on {subject!r}")
+        return pending.messages
+
+    async def _wait_for_room(self, timeout: float) -> None:
+        """Take a place once fewer requests are in flight, so that none times out for standing behind its fellows."""
+        try:
+            async with asyncio.timeout(timeout):
+                await self._room.acquire()
+        except TimeoutError:
+            raise UnavailableError(
+                f"{IN_FLIGHT} requests are waiting for the server, and none was answered within {timeout:g} s; "
+                "this one was not sent"
+            ) from None
+
+    async def _on_reply(self, message: Message) -> None:
+        pending = self._pending.get(message.subject.rpartition(".")[2])
+        if pending is None or pending.future.done():
+            return
+        pending.messages.append(message)
+        if pending.last is None or message.status == 503 or pending.last(message):
+            pending.future.set_result(message)
+
+    def _fail_pending(self, error: Exception) -> None:
+        for pending in list(self._pending.values()):
+            if not pending.future.done():
+                pending.future.set_exception(error)
+
+    async def subscribe(self, subject: str, callback: Callback, *, queue: str = "") -> Subscription:
+        """Call ``callback`` with every message on ``subject``, one after the other, until the subscription ends.
+
+        With a ``queue`` name, each message goes to one member of that queue group. Kept through reconnects.
+        """
+        subscription = Subscription(self, subject, queue, callback)
+        await self.wait_connected(5.0)
+        self._subscriptions.add(subscription)
+        try:
+            await subscription.attach(self._current())
+        except (nats_errors.Error, OSError) as error:
+            self._subscriptions.discard(subscription)
+            raise UnavailableError(f"subscribing to {subject!r}: {_text(error)}") from None
+        return subscription
+
+    def forget(self, subscription: Subscription) -> None:
+        """Do not make this subscription again on a new client (called by the subscription itself)."""
+        self._subscriptions.discard(subscription)
+
+
+def _expire(pending: _Pending, timeout: float) -> None:
+    if not pending.future.done():
+        pending.future.set_exception(NoAnswerFault(f"no answer within {timeout:g} s"))
+
+
+def _text(error: Exception) -> str:
+    return str(error) or type(error).__name__
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    found = _VERSION.match(version)
+    return tuple(int(part) for part in found.groups()) if found else (0, 0, 0)
+
+
+def _without_password(url: str) -> str:
+    return re.sub(r"//[^@/]*@", "//", url)

@@ -1,0 +1,67 @@
+"""Everything a user of the log needs from NATS, opened and closed together.
+
+Owns: the lifetimes of the connection and of the task that keeps replicas and clock current. Invariant: once open, every
+stream of the topology exists; once closed, no task of ours is left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from agentfield.fabric.connection import Connection
+from agentfield.fabric.jetstream import PATIENCE
+from agentfield.fabric.log import Log
+from agentfield.fabric.timers import Timers
+from agentfield.fabric.topology import Drift, Topology, provision
+from agentfield.subject import Subjects
+
+
+class Fabric:
+    """A connection, the topology of one namespace, its log and its timers. Open with :meth:`open`."""
+
+    def __init__(self, connection: Connection, topology: Topology, log: Log, drifts: Sequence[Drift]) -> None:
+        self.connection = connection
+        self.topology = topology
+        self.log = log
+        self.drifts = tuple(drifts)
+        self.timers = Timers(connection, topology, timeout=log.timeout)
+        self.subjects = Subjects(topology.namespace)
+        self.loop = asyncio.get_running_loop()
+        self._follower: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def open(
+        cls,
+        url: str | Sequence[str],
+        *,
+        namespace: str,
+        name: str,
+        connect_timeout: float = 5.0,
+        timeout: float = PATIENCE,
+    ) -> Fabric:
+        """Connect, provide the streams, and start to follow the topology.
+
+        ``timeout`` is how long one read or write may take, retries included (seconds). Raises
+        :class:`UnavailableError`, :class:`AccessDeniedError`, :class:`IncompatibleServerError`; nothing is left open.
+        """
+        connection = await Connection.open(url, namespace=namespace, name=name, timeout=connect_timeout)
+        try:
+            topology = Topology(namespace)
+            drifts = await provision(connection, topology)
+            log = Log(connection, topology, timeout=timeout)
+            await log.state()
+        except BaseException:
+            await connection.aclose()
+            raise
+        fabric = cls(connection, topology, log, drifts)
+        fabric._follower = asyncio.create_task(log.follow_topology(), name=f"agentfield topology {name}")
+        return fabric
+
+    async def aclose(self) -> None:
+        """Flush and close. Idempotent."""
+        follower, self._follower = self._follower, None
+        if follower is not None:
+            follower.cancel()
+            await asyncio.gather(follower, return_exceptions=True)
+        await self.connection.aclose()

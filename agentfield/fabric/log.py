@@ -1,0 +1,403 @@
+"""The log: appending events to it and reading them back from where they cannot be stale.
+
+Owns: publishing with an event id, the expectation and bounded retry; strong reads, on one replica by direct get, on
+several from the leader. Must not know: keys, scopes, values. Invariants: an acknowledged append is durable; an append
+is stored at most once however often it is tried; a read never answers behind an acknowledged append, and never says
+"absent" because something was out of order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+import orjson
+
+from agentfield.codec import EVENT_ID, Record
+from agentfield.errors import InvalidInputError, OutcomeUnknownError, UnavailableError
+from agentfield.fabric import records
+from agentfield.fabric.client import DESCRIPTION
+from agentfield.fabric.connection import Connection, ConnectionState, Message
+from agentfield.fabric.faults import (
+    ConnectionLostFault,
+    Fault,
+    NoAnswerFault,
+    NoRespondersFault,
+    ServerFault,
+    Verdict,
+    error_of,
+)
+from agentfield.fabric.jetstream import API, ATTEMPT, PATIENCE, api, backoff
+from agentfield.fabric.reader import Reader
+from agentfield.fabric.topology import Topology
+
+logger = logging.getLogger("agentfield.log")
+
+EXPECTED = "Nats-Expected-Last-Subject-Sequence"
+EXPECTED_ON = "Nats-Expected-Last-Subject-Sequence-Subject"
+"""The expectation is on this literal subject instead of the event's own; with a wildcard it would be unsafe."""
+MULTI_LAST_LIMIT = 1024
+"""Subjects that one multi-get may answer (the server says 413 above)."""
+_PAGE = 512
+_PAGE_BYTES = 16 * 1024 * 1024
+_FEW = 8
+"""Up to this many subjects are cheaper as single leader gets in flight together than as a proven multi-get."""
+_NO_MESSAGE = 10037
+_HEADER_ROOM = 1024
+"""Bytes kept free in a message for what the server and the client add to its headers."""
+
+
+class Ack(NamedTuple):
+    """The server's word that an event is stored: its sequence in the log, and whether an earlier try had stored it."""
+
+    sequence: int
+    duplicate: bool
+
+
+class Conflict(Fault):
+    """The expectation of an append did not hold; nothing was stored."""
+
+    def __init__(self, actual: int | None) -> None:
+        super().__init__(f"the last sequence is {actual}")
+        self.actual = actual
+
+
+class _Page(NamedTuple):
+    records: list[Record]
+    up_to: int
+    pending: int
+    status: int
+
+
+class Log:
+    """The log stream of one namespace, over one connection."""
+
+    def __init__(self, connection: Connection, topology: Topology, *, timeout: float = PATIENCE) -> None:
+        self.connection = connection
+        self.stream = topology.log.name
+        self.timeout = timeout
+        self.replicas = 1
+        self._clock_offset = 0
+        self._direct = f"{API}.DIRECT.GET.{self.stream}"
+        self._leader = f"STREAM.MSG.GET.{self.stream}"
+        self._advisory = f"$JS.EVENT.ADVISORY.STREAM.UPDATED.{self.stream}"
+        self._refresh = asyncio.Event()
+
+    # -- the stream itself --------------------------------------------------------------------------------------------
+
+    async def state(self) -> dict[str, Any]:
+        """The stream's state as its leader reports it (``first_seq``, ``last_seq``, ``messages``, …).
+
+        Also takes note of the number of replicas and of the server's clock.
+        """
+        loop = asyncio.get_running_loop()
+        sent = loop.time()
+        try:
+            info = await api(self.connection, f"STREAM.INFO.{self.stream}", patience=self.timeout)
+        except Fault as fault:
+            raise error_of(fault, f"asking for the state of {self.stream}") from None
+        self.replicas = int(info["config"].get("num_replicas", 1))
+        middle = (sent + loop.time()) / 2
+        self._clock_offset = records.nanoseconds_of(info["ts"]) - int(middle * 1_000_000_000)
+        state: dict[str, Any] = info["state"]
+        return state
+
+    def now(self) -> int:
+        """The server's time in nanoseconds since the epoch, to about half a round trip, whatever our clock says."""
+        return self._clock_offset + int(asyncio.get_running_loop().time() * 1_000_000_000)
+
+    async def follow_topology(self, interval: float = 10.0) -> None:
+        """Keep the number of replicas and the clock current, until cancelled. Owned by the fabric.
+
+        Looks when the server says that the stream changed, after every reconnect, and every ``interval`` seconds.
+        """
+
+        async def updated(_: Message) -> None:
+            self._refresh.set()
+
+        def changed(state: ConnectionState) -> None:
+            if state == "connected":
+                self._refresh.set()
+
+        forget = self.connection.on_state(changed)
+        subscription = await self.connection.subscribe(self._advisory, updated)
+        try:
+            while True:
+                try:
+                    async with asyncio.timeout(interval):
+                        await self._refresh.wait()
+                except TimeoutError:
+                    pass
+                self._refresh.clear()
+                try:
+                    await self.state()
+                except UnavailableError as error:
+                    logger.debug("%s", error)
+        finally:
+            forget()
+            await subscription.unsubscribe()
+
+    # -- append -------------------------------------------------------------------------------------------------------
+
+    async def append(
+        self,
+        subject: str,
+        payload: bytes,
+        headers: dict[str, str],
+        *,
+        expected: int | None = None,
+        on: str | None = None,
+    ) -> Ack:
+        """Store one event; ``headers`` must carry its id. Returns once it is durable.
+
+        ``expected`` is the sequence that the last event of the subject, or of the literal subject ``on``, must have (0:
+        none yet). Tries again, with the same
+        id, while the outcome is open, up to the log's timeout. Raises :class:`Conflict` (nothing stored),
+        :class:`UnavailableError` (nothing stored), :class:`OutcomeUnknownError` (a try was sent and never answered:
+        it may be stored; trying again with the same id is safe), :class:`InvalidInputError` (too large).
+        """
+        self.check_size(subject, payload, headers)
+        if expected is not None:
+            headers = {**headers, EXPECTED: str(expected)} | ({EXPECTED_ON: on} if on is not None else {})
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.timeout
+        unknown = False
+        attempt = 0
+        while True:
+            pause = backoff(attempt)
+            attempt += 1
+            try:
+                remaining = deadline - loop.time()
+                answer = await self.connection.request(
+                    subject, payload, headers, timeout=min(ATTEMPT, max(0.001, remaining))
+                )
+                ack = orjson.loads(answer.payload)
+                if "error" not in ack:
+                    return Ack(ack["seq"], ack.get("duplicate", False))
+                fault: Fault = ServerFault.of(ack["error"])
+            except (NoAnswerFault, NoRespondersFault) as caught:
+                fault = caught
+                unknown = unknown or isinstance(caught, NoAnswerFault)
+                if isinstance(caught, ConnectionLostFault):
+                    pause = 0.0  # the next try waits for the connection by itself
+            except UnavailableError as error:
+                if loop.time() + pause < deadline:
+                    fault = NoAnswerFault(str(error))
+                elif unknown:
+                    raise self._unknown(subject, headers) from None
+                else:
+                    raise
+            if isinstance(fault, ServerFault):
+                if fault.verdict is Verdict.CONFLICT:
+                    actual = fault.actual_sequence
+                    if unknown and expected is not None:
+                        own = await self._stored_after(subject, expected if on is None else None, headers[EVENT_ID])
+                        if own is not None:
+                            return Ack(own, True)
+                    raise Conflict(actual)
+                if fault.verdict is not Verdict.RETRY:
+                    raise error_of(fault, f"writing {subject!r}")
+            if loop.time() + pause >= deadline:
+                if unknown:
+                    raise self._unknown(subject, headers)
+                raise error_of(fault, f"writing {subject!r} (nothing was stored)")
+            await asyncio.sleep(pause)
+
+    def check_size(self, subject: str, payload: bytes, headers: dict[str, str]) -> None:
+        """Raises InvalidInputError if an event is larger than the server takes in one message."""
+        limit = self.connection.max_payload
+        size = len(payload) + sum(len(name) + len(value) + 4 for name, value in headers.items()) + _HEADER_ROOM
+        if size > limit:
+            raise InvalidInputError(
+                f"the value is {len(payload)} bytes as JSON; one event may take {limit - _HEADER_ROOM} bytes here; "
+                "store less, or split it over several keys; nothing was written"
+            )
+
+    def _unknown(self, subject: str, headers: dict[str, str]) -> OutcomeUnknownError:
+        return OutcomeUnknownError(
+            f"writing {subject!r}: sent, but the server did not confirm it within {self.timeout:g} s; it may or may "
+            f"not be stored; trying again with event_id={headers[EVENT_ID]!r} within two minutes cannot store it twice",
+            event_id=headers[EVENT_ID],
+        )
+
+    async def _stored_after(self, subject: str, sequence: int | None, event_id: str) -> int | None:
+        """Where the event ``event_id`` is stored, if it is the subject's first after ``sequence`` (None: its last).
+
+        This is how a write whose first try went unanswered tells its own success from somebody else's: the server
+        checks the expectation before it looks for duplicates.
+        """
+        body = {"last_by_subj": subject} if sequence is None else {"seq": sequence + 1, "next_by_subj": subject}
+        record = await self._leader_get(body)
+        return record.sequence if record is not None and record.headers.get(EVENT_ID) == event_id else None
+
+    # -- strong reads -------------------------------------------------------------------------------------------------
+
+    async def last(self, subjects: Sequence[str]) -> list[Record | None]:
+        """The last event of each subject, as of an instant not before the call; None where there is none.
+
+        Subjects are literal. Raises :class:`UnavailableError` when no answer is to be had within the log's timeout.
+        """
+        if self.replicas == 1:
+            if len(subjects) == 1:
+                return [await self._direct_last(subjects[0])]
+        elif len(subjects) <= _FEW:
+            return list(await asyncio.gather(*(self._leader_get({"last_by_subj": subject}) for subject in subjects)))
+        found: dict[str, Record] = {}
+        for start in range(0, len(subjects), MULTI_LAST_LIMIT):
+            chunk = subjects[start : start + MULTI_LAST_LIMIT]
+            page = await self._multi_last(chunk)
+            found.update((record.subject, record) for record in page or ())
+        return [found.get(subject) for subject in subjects]
+
+    async def current(self, filters: Sequence[str]) -> AsyncIterator[Record]:
+        """The last event of every subject that a filter matches, in the order of the log, deletes included.
+
+        Filters must not overlap. Answers as of an instant not before the call; a subject written meanwhile may come
+        with its newer event.
+        """
+        page = await self._multi_last(filters)
+        if page is not None:
+            for record in page:
+                yield record
+            return
+        target = int((await self.state())["last_seq"])
+        async with Reader(self.connection, self.stream, filters, last_per_subject=True) as reader:
+            async for record in reader.until(target):
+                yield record
+
+    async def read(self, filters: Sequence[str], *, start: int = 1, stop: int | None = None) -> AsyncIterator[Record]:
+        """The events that match, in order, from sequence ``start`` to ``stop`` (default: the last at the call)."""
+        target = int((await self.state())["last_seq"]) if stop is None else stop
+        if start > target:
+            return
+        async with Reader(self.connection, self.stream, filters, start=start) as reader:
+            async for record in reader.until(target):
+                yield record
+
+    async def as_of(self, subjects: Sequence[str], sequence: int) -> list[Record] | None:
+        """The last event at or before ``sequence`` of every subject (or filter), or None if there are over 1,024.
+
+        ``sequence`` must be one that the log has reached; 0 gives nothing.
+        """
+        return await self._multi_last(subjects, up_to=sequence) if sequence > 0 else []
+
+    async def at(self, sequence: int) -> Record | None:
+        """The event with this sequence."""
+        return await self._leader_get({"seq": sequence})
+
+    async def last_of(self, subject_filter: str) -> Record | None:
+        """The last event on any subject that the filter matches, as the leader knows it."""
+        return await self._leader_get({"last_by_subj": subject_filter})
+
+    async def sequence_at(self, moment: datetime) -> int:
+        """The sequence of the first event stored at or after a moment; one past the last if there is none yet."""
+        body = {
+            "start_time": moment.astimezone(UTC).isoformat().replace("+00:00", "Z"),
+            "next_by_subj": ">",
+            "batch": 1,
+        }
+        page = await self._page(body, None, 0)
+        return page.records[0].sequence if page.records else int((await self.state())["last_seq"]) + 1
+
+    async def _direct_last(self, subject: str) -> Record | None:
+        (answer,) = await self._patiently(f"{self._direct}.{subject}", b"", single=True)
+        if answer.status == 404:
+            return None
+        if answer.status:
+            raise UnavailableError(
+                f"reading {subject!r}: the server says {answer.status} {answer.headers.get(DESCRIPTION, '')}"
+            )
+        return records.of_direct(answer)
+
+    async def _leader_get(self, body: dict[str, Any]) -> Record | None:
+        try:
+            return records.of_leader((await api(self.connection, self._leader, body, patience=self.timeout))["message"])
+        except Fault as fault:
+            if isinstance(fault, ServerFault) and fault.err_code == _NO_MESSAGE:
+                return None
+            raise error_of(fault, f"reading {self.stream}") from None
+
+    async def _multi_last(self, filters: Sequence[str], *, up_to: int | None = None) -> list[Record] | None:
+        """All last events of the filters in pages, None when there are too many; never behind the leader."""
+        floor = up_to if up_to is not None else (int((await self.state())["last_seq"]) if self.replicas > 1 else 0)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.timeout
+        attempt = 0
+        while True:
+            page = await self._page({"multi_last": list(filters), "batch": _PAGE, "max_bytes": _PAGE_BYTES}, up_to, 0)
+            if page.status == 413:
+                return None
+            absent_but_proven = page.status == 404 and floor == 0
+            if absent_but_proven or (page.status == 204 and page.up_to >= floor):
+                break
+            if page.status == 404 and await self._nothing_matches(filters, floor, up_to):
+                break
+            attempt += 1  # a replica behind the leader answered
+            if loop.time() >= deadline:
+                raise UnavailableError(
+                    f"reading {self.stream}: no replica caught up to {floor} within {self.timeout:g} s"
+                )
+            await asyncio.sleep(backoff(attempt))
+        found = page.records
+        while page.pending > 0 and page.records:
+            page = await self._page(
+                {"multi_last": list(filters), "batch": _PAGE, "max_bytes": _PAGE_BYTES},
+                page.up_to,
+                page.records[-1].sequence + 1,
+            )
+            found.extend(page.records)
+        return found
+
+    async def _nothing_matches(self, filters: Sequence[str], floor: int, up_to: int | None) -> bool:
+        """Whether "no results" is the truth, and not a replica that has not reached ``floor`` yet: ask the leader."""
+        for subject in filters:
+            record = await self._leader_get({"next_by_subj": subject, "seq": 1})
+            if record is not None and (up_to is None or record.sequence <= up_to):
+                return False
+        return True
+
+    async def _page(self, body: dict[str, Any], up_to: int | None, start: int) -> _Page:
+        if up_to is not None:
+            body["up_to_seq"] = up_to
+        if start:
+            body["seq"] = start
+        answer = await self._patiently(self._direct, orjson.dumps(body), single=False)
+        end = answer.pop()
+        return _Page(
+            [records.of_direct(message) for message in answer],
+            int(end.headers.get("Nats-UpTo-Sequence", 0)),
+            int(end.headers.get("Nats-Num-Pending", 0)),
+            end.status,
+        )
+
+    async def _patiently(self, subject: str, payload: bytes, *, single: bool) -> list[Message]:
+        """Ask until there is an answer or the log's timeout is over; reads may be repeated freely."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.timeout
+        attempt = 0
+        while True:
+            limit = min(ATTEMPT, max(0.001, deadline - loop.time()))
+            fault: Fault
+            try:
+                if single:
+                    return [await self.connection.request(subject, payload, timeout=limit)]
+                return await self.connection.request_many(subject, payload, timeout=limit, last=_is_end)
+            except (NoAnswerFault, NoRespondersFault) as caught:
+                fault = caught
+            except UnavailableError as error:
+                if loop.time() >= deadline:
+                    raise UnavailableError(f"reading {self.stream}: {error}") from None
+                continue
+            pause = backoff(attempt)
+            attempt += 1
+            if loop.time() + pause >= deadline:
+                raise error_of(fault, f"reading {self.stream} within {self.timeout:g} s")
+            await asyncio.sleep(pause)
+
+
+def _is_end(message: Message) -> bool:
+    """The end of a multi-get's answers: any status message (204 done, 404 nothing, 413 too many)."""
+    return message.status != 0

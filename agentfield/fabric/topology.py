@@ -1,0 +1,235 @@
+"""Every stream and bucket, as one table; and making the server match it.
+
+Owns: names, configuration and purpose of what exists on the server, the only place that may assume one log stream per
+namespace. Whoever connects first creates what is missing; creation is idempotent on the server, so any number of
+processes may race. What exists with another configuration is reported as drift and left alone, except for the number
+of replicas, which follows the cluster (one on a single server, three as soon as there are three).
+Invariant: nothing here can delete or purge the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from types import MappingProxyType
+from typing import Any
+
+from agentfield.fabric.connection import Connection
+from agentfield.fabric.faults import Fault, ServerFault, Verdict, error_of
+from agentfield.fabric.jetstream import api
+from agentfield.scope import RESOLUTION
+
+logger = logging.getLogger("agentfield.topology")
+
+REPLICAS = 3
+"""Replicas of every stream wherever the cluster has that many servers: survives the loss of one."""
+DUPLICATE_WINDOW = timedelta(minutes=2)
+"""How long the server recognises a repeated event id; a retry of a write must come within it."""
+NOTES_KEPT = timedelta(days=30)
+
+
+def nanoseconds(span: timedelta) -> int:
+    """The span as the server counts it."""
+    return int(span.total_seconds() * 1_000_000_000)
+
+
+@dataclass(frozen=True, slots=True)
+class StreamSpec:
+    """One stream as it should be: the fields of its configuration that matter, under the server's names."""
+
+    name: str
+    purpose: str
+    config: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """A field of a stream that differs from the table."""
+
+    stream: str
+    field: str
+    found: object
+    wanted: object
+
+    def __str__(self) -> str:
+        return f"stream {self.stream}: {self.field} is {self.found!r}, the table says {self.wanted!r}"
+
+
+@dataclass(frozen=True)
+class Topology:
+    """The table for one namespace."""
+
+    namespace: str
+    log: StreamSpec = field(init=False)
+    buckets: tuple[StreamSpec, ...] = field(init=False)
+    timers: StreamSpec = field(init=False)
+    notes: StreamSpec = field(init=False)
+    deadletters: StreamSpec = field(init=False)
+
+    def __post_init__(self) -> None:
+        ns, upper = self.namespace, self.namespace.upper()
+        log = StreamSpec(
+            f"{upper}_MEMORY",
+            "the log: every write, for ever",
+            _config(
+                subjects=[f"{ns}.memory.>", f"{ns}.locks.>", f"{ns}.checks.>"],
+                deny_delete=True,
+                deny_purge=True,
+                discard="new",
+                allow_direct=True,
+                allow_atomic=True,
+                duplicate_window=nanoseconds(DUPLICATE_WINDOW),
+                compression="s2",
+            ),
+        )
+        buckets = tuple(
+            StreamSpec(
+                f"KV_{ns}-{kind}",
+                f"current values of the {kind} scope, filled by the server from the log, readable as a KV bucket",
+                _config(
+                    sources=[
+                        {
+                            "name": log.name,
+                            "subject_transforms": [
+                                {"src": f"{ns}.memory.{kind}.{tail}", "dest": f"$KV.{ns}-{kind}.>"},
+                            ],
+                        }
+                    ],
+                    max_msgs_per_subject=1,
+                    discard="new",
+                    deny_delete=True,
+                    allow_rollup_hdrs=True,
+                    allow_direct=True,
+                    compression="s2",
+                ),
+            )
+            for kind in RESOLUTION
+            for tail in ("global.>" if kind == "global" else ">",)
+        )
+        rest = {
+            "timers": StreamSpec(
+                f"{upper}_TIMERS",
+                "schedules of expiries, and the due messages they emit",
+                _config(
+                    subjects=[f"{ns}.timers.>"],
+                    retention="workqueue",  # a due message is gone once a worker has acknowledged it
+                    allow_msg_schedules=True,
+                    allow_msg_ttl=True,
+                    allow_direct=True,
+                ),
+            ),
+            "notes": StreamSpec(
+                f"{upper}_NOTES",
+                "what agents note about their work, kept for 30 days",
+                _config(
+                    subjects=[f"{ns}.notes.>"], max_age=nanoseconds(NOTES_KEPT), allow_direct=True, compression="s2"
+                ),
+            ),
+            "deadletters": StreamSpec(
+                f"{upper}_DEADLETTERS",
+                "events that a handler failed on for good, until replayed or dropped",
+                _config(subjects=[f"{ns}.deadletters.>"], allow_direct=True),
+            ),
+        }
+        for name, value in {"log": log, "buckets": buckets, **rest}.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def streams(self) -> tuple[StreamSpec, ...]:
+        """Every stream, the log first: buckets source it, so it has to exist before they do."""
+        return (self.log, *self.buckets, self.timers, self.notes, self.deadletters)
+
+
+def _config(**fields: Any) -> Mapping[str, Any]:
+    return MappingProxyType({"storage": "file", "retention": "limits"} | fields)
+
+
+async def provision(connection: Connection, topology: Topology, *, patience: float = 20.0) -> list[Drift]:
+    """Create what is missing, let replicas follow the cluster, and return how the rest differs from the table.
+
+    Safe to run from any number of processes at once. Raises :class:`UnavailableError` or
+    :class:`IncompatibleServerError` when the server cannot provide the streams within ``patience`` seconds.
+    """
+    try:
+        found = await asyncio.gather(*(_look(connection, spec.name, patience) for spec in topology.streams))
+        drifts: list[Drift] = []
+        for spec, existing in zip(topology.streams, found, strict=True):
+            config = existing if existing is not None else await _create(connection, spec, patience)
+            drifts.extend(compare(spec, await _follow_cluster(connection, config)))
+    except Fault as fault:
+        raise error_of(fault, f"preparing the streams of namespace {topology.namespace!r}") from None
+    for drift in drifts:
+        logger.warning("%s; left as it is", drift)
+    return drifts
+
+
+def compare(spec: StreamSpec, config: Mapping[str, Any]) -> list[Drift]:
+    """How a stream's configuration differs from the table, in the fields that the table names."""
+    return [
+        Drift(spec.name, name, config.get(name), wanted)
+        for name, wanted in spec.config.items()
+        if _plain(config.get(name)) != _plain(wanted)
+    ]
+
+
+def _plain(value: Any) -> Any:
+    """Drop what the server adds to sources and what it omits for false or zero."""
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items() if item}
+    return value or None
+
+
+async def _look(connection: Connection, name: str, patience: float) -> dict[str, Any] | None:
+    try:
+        config: dict[str, Any] = (await api(connection, f"STREAM.INFO.{name}", patience=patience))["config"]
+    except ServerFault as fault:
+        if fault.verdict is Verdict.ABSENT:
+            return None
+        raise
+    return config
+
+
+async def _create(connection: Connection, spec: StreamSpec, patience: float) -> dict[str, Any]:
+    for replicas in (REPLICAS, 1) if connection.clustered else (1,):
+        body = {
+            "name": spec.name,
+            "description": spec.purpose,
+            "num_replicas": replicas,
+            **spec.config,
+        }
+        try:
+            answer = await api(connection, f"STREAM.CREATE.{spec.name}", body, patience=patience)
+        except ServerFault as fault:
+            if fault.verdict is Verdict.NO_PEERS and replicas > 1:
+                continue
+            if fault.verdict is not Verdict.EXISTS:
+                raise
+            existing = await _look(connection, spec.name, patience)  # another process of another version was first
+            if existing is None:
+                raise
+            return existing
+        config: dict[str, Any] = answer["config"]
+        logger.info("created stream %s (%s; replicas %d)", spec.name, spec.purpose, replicas)
+        return config
+    raise AssertionError("unreachable: one replica is always tried last")
+
+
+async def _follow_cluster(connection: Connection, config: dict[str, Any]) -> dict[str, Any]:
+    """Raise a stream from one replica to three where the cluster can; permissions may forbid it to an agent."""
+    if not connection.clustered or config.get("num_replicas", 1) >= REPLICAS:
+        return config
+    wanted = {**config, "num_replicas": REPLICAS}
+    try:
+        raised: dict[str, Any] = (await api(connection, f"STREAM.UPDATE.{config['name']}", wanted, patience=5.0))[
+            "config"
+        ]
+    except Fault as fault:
+        logger.debug("stream %s stays at %d replica(s): %s", config["name"], config.get("num_replicas", 1), fault)
+        return config
+    logger.info("stream %s now has %d replicas", config["name"], REPLICAS)
+    return raised

@@ -1,0 +1,89 @@
+"""What every part of memory stands on: the way to the fabric, who is calling, and the views of one scope."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Self
+
+from agentfield import execution
+from agentfield.errors import InvalidInputError
+from agentfield.event import Writer
+from agentfield.fabric.fabric import Fabric
+from agentfield.memory.addressing import AnyScope, Place
+from agentfield.memory.lifetime import Lifetimes
+from agentfield.memory.subscription import Registration
+from agentfield.scope import Scope, ScopeKind
+
+FabricSource = Callable[[], Awaitable[Fabric]]
+"""Gives the open fabric, connecting on first use; raises when it cannot."""
+
+
+class Base:
+    """Identity, surroundings and views; the operations are in the classes built on this one."""
+
+    def __init__(
+        self,
+        fabric: FabricSource,
+        *,
+        agent: str | None = None,
+        actor_id: str | None = None,
+        lifetimes: Lifetimes | None = None,
+    ) -> None:
+        self._fabric = fabric
+        self._agent = agent
+        self._actor_id = actor_id
+        self._lifetimes = lifetimes or Lifetimes()
+        self._bound: AnyScope | None = None
+        self.registrations: list[Registration] = []
+        """The handlers declared on this memory and its views, for the agent to serve."""
+
+    def __repr__(self) -> str:
+        where = "" if self._bound is None else f" bound to {self._bound[0]}:{self._bound[1] or 'the current one'}"
+        return f"<Memory of {self._agent or 'no agent'}{where}>"
+
+    def workflow(self, id: str | None = None) -> Self:
+        """This memory, bound to one workflow; without an id, to the one running when an operation is called."""
+        return self._view("workflow", id)
+
+    def session(self, id: str | None = None) -> Self:
+        """This memory, bound to one session; without an id, to the current one."""
+        return self._view("session", id)
+
+    def actor(self, id: str | None = None) -> Self:
+        """This memory, bound to one actor's private scope; without an id, to the agent's own."""
+        return self._view("actor", id)
+
+    @property
+    def global_scope(self) -> Self:
+        """This memory, bound to the global scope."""
+        return self._view("global", None)
+
+    def _view(self, kind: ScopeKind, id: str | None) -> Self:
+        if self._bound is not None and self._bound[0] != kind:
+            raise InvalidInputError(
+                f"this view is bound to the {self._bound[0]} scope: make the view from the memory itself"
+            )
+        if id is not None:
+            Scope.of(kind, id)
+        view = type(self)(self._fabric, agent=self._agent, actor_id=self._actor_id, lifetimes=self._lifetimes)
+        view._bound = (kind, id)
+        view.registrations = self.registrations
+        return view
+
+    def _place(self) -> Place:
+        return Place(execution.current.get(), self._actor_id, self._bound)
+
+    def _writer(self) -> Writer:
+        running = execution.current.get()
+        if running is None:
+            return Writer.model_construct(
+                agent=self._agent, execution_id=None, workflow_id=None, session_id=None, cause=None, trace=None
+            )
+        return Writer.model_construct(
+            agent=self._agent or running.agent,
+            execution_id=running.execution_id,
+            workflow_id=running.workflow_id,
+            session_id=running.session_id,
+            cause=running.cause,
+            trace=running.trace,
+        )

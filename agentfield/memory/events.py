@@ -1,0 +1,118 @@
+"""Events: reacting to changes, watching them, and looking back."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import datetime
+from typing import Any, Literal, TypeVar
+
+from agentfield.errors import InvalidInputError
+from agentfield.event import Event
+from agentfield.memory.addressing import Place, event_scopes
+from agentfield.memory.base import Base
+from agentfield.memory.history import bounds, events_between, first, newest_first
+from agentfield.memory.subscription import Start, registration
+from agentfield.memory.watch import CaughtUp, watching
+from agentfield.pattern import Pattern
+
+F = TypeVar("F", bound=Callable[[Event], Any])
+
+
+class Events(Base):
+    """The operations on events."""
+
+    def on_change(
+        self,
+        patterns: str | Sequence[str],
+        scope: str | None = None,
+        scope_id: str | None = None,
+        *,
+        name: str | None = None,
+        start: Start = "new",
+        concurrency: int = 1,
+        retries: int = 5,
+        timeout: float | None = None,
+    ) -> Callable[[F], F]:
+        """Declare a handler for changes of the keys that match a pattern (``*`` stands for one or more characters).
+
+        Works at import time; the handler runs while its agent is served, in the event's workflow and session, once per
+        agent however many instances there are, at least once per event, in order per key, and goes on where it was
+        after a restart. Without a scope it hears workflow, session and global with any id, and the agent's own actor
+        scope. ``start`` says where a handler begins that has never run: ``"new"``, ``"all"``, an aware datetime or a
+        revision. ``concurrency`` keys are handled in parallel. A handler that raises, or takes longer than ``timeout``
+        seconds, is tried ``retries`` more times with growing pauses; then the event goes to the dead letters.
+
+        Raises :class:`InvalidInputError` at the declaration for anything that could never work.
+        """
+        if self._agent is None:
+            raise InvalidInputError(
+                "on_change belongs to an agent: use app.memory.on_change, or `async for … in memory.watch()`"
+            )
+        scopes = event_scopes(Place(None, self._actor_id, self._bound), scope, scope_id)
+
+        def declare(function: F) -> F:
+            declared = registration(
+                function,
+                patterns,
+                scopes,
+                name=name,
+                start=start,
+                concurrency=concurrency,
+                retries=retries,
+                timeout=timeout,
+            )
+            if any(other.name == declared.name for other in self.registrations):
+                raise InvalidInputError(
+                    f"agent {self._agent!r} has a handler named {declared.name!r} already: its progress is kept under "
+                    "that name, so give this one another with on_change(…, name=…)"
+                )
+            self.registrations.append(declared)
+            return function
+
+        return declare
+
+    async def history(
+        self,
+        pattern: str = "*",
+        scope: str | None = None,
+        scope_id: str | None = None,
+        *,
+        since: datetime | int | None = None,
+        until: datetime | int | None = None,
+        reverse: bool = False,
+        limit: int | None = None,
+    ) -> AsyncIterator[Event]:
+        """The events of a key, or of every key that matches a pattern, oldest first; newest first with ``reverse``.
+
+        Without a scope: of every workflow, session, the global scope, and the own actor. ``since`` and ``until`` are
+        revisions (both included) or aware datetimes (``until`` excluded). ``limit`` ends after so many events.
+        """
+        if limit is not None and limit < 1:
+            raise InvalidInputError(f"limit={limit}: at least 1, or leave it out")
+        patterns = [Pattern.parse(pattern)]
+        scopes = event_scopes(self._place(), scope, scope_id)
+        fabric = await self._fabric()
+        start, stop = await bounds(fabric, since, until)
+        events = events_between(fabric, patterns, scopes, start=start, stop=stop)
+        async for event in newest_first(events, limit) if reverse else first(events, limit):
+            yield event
+
+    async def watch(
+        self,
+        pattern: str = "*",
+        scope: str | None = None,
+        scope_id: str | None = None,
+        *,
+        start: Literal["current"] | Start = "new",
+    ) -> AsyncIterator[Event | CaughtUp]:
+        """Events as they happen, until the iteration ends; scopes as for ``on_change``, in this process alone.
+
+        ``start``: ``"new"``; ``"current"``, the present values first, as events; ``"all"``, the whole past first; an
+        aware datetime; or a revision, the first one wanted. A :class:`CaughtUp` stands between what had happened
+        before the call and what comes after. Events are taken from the server only as fast as they are consumed.
+        """
+        patterns = [Pattern.parse(pattern)]
+        scopes = event_scopes(self._place(), scope, scope_id)
+        fabric = await self._fabric()
+        async for item in watching(fabric, patterns, scopes, start):
+            yield item

@@ -1,0 +1,193 @@
+"""Locks: one holder at a time, by lease, with fencing that the server enforces.
+
+Owns: the life of a lease. A lock is a subject of its own in the log; to hold it is to have written its last event. A
+guarded write carries the expectation that this is still so, and the server refuses it otherwise: a holder that was
+paused and wakes up after its lease cannot write, whatever it believes. Invariants: the token only grows; a lease that
+has run out by our own clock is never renewed and never used again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from types import TracebackType
+from typing import Self
+
+import orjson
+
+from agentfield import execution
+from agentfield.codec import check_ttl, encode_event
+from agentfield.errors import AgentFieldError, InvalidInputError, LockLostError, OutcomeUnknownError, UnavailableError
+from agentfield.event import Writer
+from agentfield.fabric.batch import Expectation
+from agentfield.fabric.fabric import Fabric
+from agentfield.fabric.log import Conflict
+from agentfield.memory.state import is_live
+from agentfield.scope import Scope
+
+logger = logging.getLogger("agentfield.lock")
+
+MIN_TTL = 1.0
+"""Seconds: a shorter lease could run out during one slow write."""
+_RENEWALS = 3
+"""The lease is renewed this many times within its ttl."""
+_FIRST_LOOK = 0.02
+_LONGEST_LOOK = 0.5
+
+
+class Lock:
+    """A lock on a name, held inside ``async with memory.lock(name, ttl=…) as lock``; made by ``Memory.lock``."""
+
+    def __init__(
+        self,
+        source: Callable[[], Awaitable[Fabric]],
+        scope: Scope,
+        name: str,
+        writer: Writer,
+        *,
+        ttl: float,
+        timeout: float | None,
+    ) -> None:
+        self.ttl = check_ttl(ttl)
+        if self.ttl < MIN_TTL:
+            raise InvalidInputError(
+                f"ttl={ttl:g} s: a lease of at least {MIN_TTL:g} s, since it must outlast one slow write"
+            )
+        if timeout is not None and timeout <= 0:
+            raise InvalidInputError(f"timeout={timeout}: seconds above 0, or None to wait for ever")
+        self.name = name
+        self._scope = scope
+        self._source = source
+        self._writer = writer
+        self._timeout = timeout
+        self._fabric: Fabric | None = None
+        self._subject = ""
+        self._token = 0
+        self._revision = 0
+        self._until = 0.0
+        self._renewer: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Lock {self.name!r} {'held, token ' + str(self._token) if self.held else 'not held'}>"
+
+    @property
+    def token(self) -> int:
+        """The fencing number: larger for every later holder. Give it to systems outside that can compare it."""
+        if not self._token:
+            raise InvalidInputError(f"lock {self.name!r} has no token before it is held")
+        return self._token
+
+    @property
+    def held(self) -> bool:
+        """Whether the lease surely runs at this moment, by this process's own clock."""
+        return self._renewer is not None and asyncio.get_running_loop().time() < self._until
+
+    async def __aenter__(self) -> Self:
+        """Wait for the lock and take it. :class:`UnavailableError` if that takes longer than ``timeout``."""
+        if self._fabric is not None:
+            raise InvalidInputError("a lock can be entered once: make a new one with memory.lock()")
+        self._fabric = await self._source()
+        subject = self._fabric.subjects.memory(self._scope, self.name)
+        namespace = self._fabric.subjects.namespace
+        self._subject = f"{namespace}.locks.{subject.removeprefix(f'{namespace}.memory.')}"
+        try:
+            async with asyncio.timeout(self._timeout):
+                await self._acquire()
+        except TimeoutError:
+            raise UnavailableError(
+                f"lock {self.name!r} is held by another and was not free within {self._timeout:g} s; nothing was done"
+            ) from None
+        self._renewer = asyncio.create_task(self._renew(), name=f"lease of lock {self.name}")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give the lock back at once, if it is still ours; otherwise there is nothing to give back."""
+        renewer, self._renewer = self._renewer, None
+        if renewer is None:
+            return
+        renewer.cancel()
+        with suppress(asyncio.CancelledError):
+            await renewer
+        assert self._fabric is not None
+        headers = encode_event(event_id=execution.new_id(), operation="delete", writer=self._writer)
+        try:
+            await self._fabric.log.append(self._subject, b"", headers, expected=self._revision)
+        except Conflict:
+            logger.info("lock %s had been lost before it was given back", self.name)
+        except AgentFieldError as failure:
+            logger.warning("lock %s could not be given back (%s); it is free when its lease ends", self.name, failure)
+
+    def fence(self) -> Expectation:
+        """What a guarded write must expect. :class:`LockLostError`, and nothing written, if the lease has run out."""
+        if not self.held:
+            raise LockLostError(self.name, expected=self._revision or None, actual=None)
+        return Expectation(self._subject, self._revision)
+
+    async def lost(self) -> LockLostError:
+        """The error for a guarded write that the server refused because the lock is no longer ours."""
+        assert self._fabric is not None
+        (record,) = await self._fabric.log.last([self._subject])
+        self._until = 0.0
+        return LockLostError(self.name, expected=self._revision, actual=record.sequence if record else 0)
+
+    async def expects(self, fence: Expectation) -> bool:
+        """Whether the server still agrees with an expectation that :meth:`fence` gave."""
+        assert self._fabric is not None
+        (record,) = await self._fabric.log.last([self._subject])
+        return record is not None and record.sequence == fence.sequence
+
+    async def still_ours(self) -> bool:
+        """Whether the lock's last event in the log is our latest one."""
+        assert self._fabric is not None
+        (record,) = await self._fabric.log.last([self._subject])
+        return record is not None and record.sequence == self._revision
+
+    async def _acquire(self) -> None:
+        assert self._fabric is not None
+        log = self._fabric.log
+        pause = _FIRST_LOOK
+        while True:
+            (record,) = await log.last([self._subject])
+            if record is None or not is_live(record, log.now()):
+                sent = asyncio.get_running_loop().time()
+                try:
+                    self._revision = self._token = await self._write(record.sequence if record else 0)
+                except Conflict:
+                    continue  # another was faster
+                self._until = sent + self.ttl
+                return
+            await asyncio.sleep(pause * (0.5 + random.random()))
+            pause = min(_LONGEST_LOOK, pause * 2)
+
+    async def _write(self, expected: int) -> int:
+        assert self._fabric is not None
+        headers = encode_event(event_id=execution.new_id(), operation="set", writer=self._writer, ttl=self.ttl)
+        payload = orjson.dumps({"lock": self.name, "token": self._token or None})
+        return (await self._fabric.log.append(self._subject, payload, headers, expected=expected)).sequence
+
+    async def _renew(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(self.ttl / _RENEWALS)
+            sent = loop.time()
+            if sent >= self._until:
+                logger.warning("lock %s: the lease ran out before it could be renewed", self.name)
+                return
+            try:
+                async with asyncio.timeout_at(self._until):
+                    self._revision = await self._write(self._revision)
+            except Conflict:
+                self._until = 0.0
+                logger.warning("lock %s is lost: another holds it", self.name)
+                return
+            except (TimeoutError, UnavailableError, OutcomeUnknownError) as error:
+                # A renewal that may have been stored changes our revision: learn it, or lose the lease, never guess.
+                logger.debug("lock %s: renewing: %s", self.name, error or "no answer in time")
+                self._until = min(self._until, loop.time())
+                return
+            self._until = sent + self.ttl

@@ -1,0 +1,97 @@
+"""What a key held before: a bounded table that follows the keys of one subscription.
+
+Owns: the last record of each key seen, so that ``previous_data`` is right without asking the server once per event. The
+table is filled once; if it then holds every key that matches (``complete``), a key that is not in it had nothing
+before. What was evicted, or was too many to fill in, is looked up in the log, a whole batch at a time.
+Invariant: for events given in the order of the log, :meth:`of` answers with the key's event just before.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+from agentfield.codec import OPERATION, Record, is_delete
+from agentfield.fabric.log import Log
+
+MAX_KEYS = 20_000
+MAX_BYTES = 32 * 1024 * 1024
+_LARGE = 64 * 1024
+"""Payloads above this many bytes are not kept, only their sequence; they are read again by it (0.3 ms)."""
+
+_SET: Mapping[str, str] = MappingProxyType({})
+_DELETED: Mapping[str, str] = MappingProxyType({OPERATION: "DEL"})
+_ELSEWHERE: Mapping[str, str] = MappingProxyType({"": "the payload is only in the log"})
+"""Headers of kept records: of the original ones only the operation matters for what a key held."""
+
+
+class PreviousTable:
+    """The last record before the current event, for every key of a subscription."""
+
+    def __init__(
+        self, log: Log, filters: Sequence[str], *, max_keys: int = MAX_KEYS, max_bytes: int = MAX_BYTES
+    ) -> None:
+        self._log = log
+        self._filters = filters
+        self._max_keys = max_keys
+        self._max_bytes = max_bytes
+        self._table: OrderedDict[str, Record] = OrderedDict()
+        self._unknown: set[str] = set()
+        self._bytes = 0
+        self.complete = False
+
+    async def fill(self, floor: int) -> None:
+        """Take in the state as of sequence ``floor``, after which the subscription begins (again)."""
+        self._table.clear()
+        self._unknown.clear()
+        self._bytes = 0
+        self.complete = True
+        records = await self._log.as_of(self._filters, floor)
+        if records is not None:
+            for record in records:
+                self._keep(record)
+            return
+        # More keys than one answer holds: read the present, and look up later what has changed since the floor.
+        async for record in self._log.current(self._filters):
+            if record.sequence <= floor:
+                self._keep(record)
+            else:
+                self._unknown.add(record.subject)
+            if not self.complete:
+                return
+
+    async def of(self, record: Record) -> Record | None:
+        """The event of the same key just before ``record``, which must be newer than any given before of that key."""
+        previous = self._table.get(record.subject)
+        if previous is None:
+            if self.complete and record.subject not in self._unknown:
+                return None
+            found = await self._log.as_of([record.subject], record.sequence - 1)
+            return found[0] if found else None
+        return previous if previous.headers is not _ELSEWHERE else await self._log.at(previous.sequence)
+
+    def advance(self, record: Record) -> None:
+        """``record`` is now its key's last event."""
+        self._unknown.discard(record.subject)
+        self._keep(record)
+
+    def _keep(self, record: Record) -> None:
+        old = self._table.pop(record.subject, None)
+        if old is not None:
+            self._bytes -= _weight(old)
+        headers = _DELETED if is_delete(record) else _SET
+        payload = record.payload
+        if len(payload) > _LARGE:
+            headers, payload = _ELSEWHERE, b""
+        kept = Record(record.subject, record.sequence, record.timestamp, headers, payload)
+        self._table[record.subject] = kept
+        self._bytes += _weight(kept)
+        while len(self._table) > self._max_keys or self._bytes > self._max_bytes:
+            _, evicted = self._table.popitem(last=False)
+            self._bytes -= _weight(evicted)
+            self.complete = False
+
+
+def _weight(record: Record) -> int:
+    return len(record.subject) + len(record.payload) + 250

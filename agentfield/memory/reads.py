@@ -1,0 +1,117 @@
+"""Reading: values, entries, many at once, everything that matches.
+
+Every read asks the log where it cannot be behind an acknowledged write. An outage is an error, never "absent".
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from typing import Any, TypeVar, overload
+
+from agentfield.codec import Record, decode_entry, validate_as
+from agentfield.errors import InvalidInputError
+from agentfield.event import Entry
+from agentfield.fabric.fabric import Fabric
+from agentfield.memory.addressing import read_scopes
+from agentfield.memory.base import Base
+from agentfield.memory.state import is_live, live_entries, value_of
+from agentfield.pattern import Pattern
+
+T = TypeVar("T")
+
+
+class Reads(Base):
+    """The reading operations."""
+
+    @overload
+    async def get(
+        self, key: str, default: Any = None, scope: str | None = None, scope_id: str | None = None
+    ) -> Any: ...
+
+    @overload
+    async def get(
+        self, key: str, default: Any = None, scope: str | None = None, scope_id: str | None = None, *, as_type: type[T]
+    ) -> T: ...
+
+    async def get(
+        self,
+        key: str,
+        default: Any = None,
+        scope: str | None = None,
+        scope_id: str | None = None,
+        *,
+        as_type: type[Any] | None = None,
+    ) -> Any:
+        """The value of a key, or ``default`` if it has none. ``None`` can be a value; use ``exists`` to tell.
+
+        ``as_type`` validates the value into a type: a Pydantic model, a dataclass, ``datetime``, ``list[int]``…;
+        :class:`InvalidInputError` if it does not fit. The default is returned as it is.
+        """
+        fabric = await self._fabric()
+        found = await self._find(fabric, key, scope, scope_id)
+        if found is None:
+            return default
+        value = value_of(found)
+        return value if as_type is None else validate_as(value, as_type)
+
+    async def entry(self, key: str, scope: str | None = None, scope_id: str | None = None) -> Entry | None:
+        """The current entry of a key: value, revision, time, writer, which scope answered. None if there is none."""
+        fabric = await self._fabric()
+        found = await self._find(fabric, key, scope, scope_id)
+        return None if found is None else decode_entry(found, fabric.subjects)
+
+    async def exists(self, key: str, scope: str | None = None, scope_id: str | None = None) -> bool:
+        """Whether a key has a value."""
+        fabric = await self._fabric()
+        return await self._find(fabric, key, scope, scope_id) is not None
+
+    async def get_many(
+        self, keys: Iterable[str], scope: str | None = None, scope_id: str | None = None
+    ) -> dict[str, Any]:
+        """The values of those keys that have one, in the order of ``keys``, in one round trip a thousand subjects."""
+        if isinstance(keys, str):
+            raise InvalidInputError(f"keys={keys!r} is one string: give a list of keys")
+        wanted = list(dict.fromkeys(keys))
+        scopes = read_scopes(self._place(), scope, scope_id)
+        fabric = await self._fabric()
+        subjects = [fabric.subjects.memory(where, key) for key in wanted for where in scopes]
+        if not subjects:
+            return {}
+        records = await fabric.log.last(subjects)
+        now = fabric.log.now()
+        values: dict[str, Any] = {}
+        for index, record in enumerate(records):
+            key = wanted[index // len(scopes)]
+            if key not in values and record is not None and is_live(record, now):
+                values[key] = value_of(record)
+        return values
+
+    async def items(
+        self, pattern: str = "*", scope: str | None = None, scope_id: str | None = None
+    ) -> AsyncIterator[Entry]:
+        """The current entries whose keys match a pattern, each key once, from the first scope that has it.
+
+        As of an instant not before the first step; an entry written meanwhile may come in its newer form.
+        """
+        parsed = Pattern.parse(pattern)
+        scopes = read_scopes(self._place(), scope, scope_id)
+        fabric = await self._fabric()
+        async for record in live_entries(fabric, [parsed], [(where.kind, where.id) for where in scopes], merge=True):
+            yield decode_entry(record, fabric.subjects)
+
+    async def keys(
+        self, pattern: str = "*", scope: str | None = None, scope_id: str | None = None
+    ) -> AsyncIterator[str]:
+        """The keys that match a pattern and have a value; otherwise as ``items``."""
+        async for entry in self.items(pattern, scope, scope_id):
+            yield entry.key
+
+    async def _find(self, fabric: Fabric, key: str, scope: str | None, scope_id: str | None) -> Record | None:
+        scopes = read_scopes(self._place(), scope, scope_id)
+        memory = fabric.subjects.memory
+        records = await fabric.log.last([memory(where, key) for where in scopes])
+        now = fabric.log.now()
+        for record in records:
+            if record is not None and is_live(record, now):
+                return record
+        return None

@@ -1,0 +1,59 @@
+"""Current state over patterns and scopes: the last events of many keys, without those that are gone.
+
+Pure selection over what the log returns; both ``Memory.items`` and tools that look at any scope use it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from agentfield.codec import EVENT_ID, Record, decode_value, expires_at_ns, is_delete
+from agentfield.errors import DecodeError, InvalidInputError
+from agentfield.fabric.fabric import Fabric
+from agentfield.memory.addressing import AnyScope
+from agentfield.pattern import Pattern
+from agentfield.scope import RESOLUTION
+
+
+async def live_entries(
+    fabric: Fabric, patterns: Sequence[Pattern], scopes: Sequence[AnyScope], *, merge: bool = False
+) -> AsyncIterator[Record]:
+    """The record of every live key that matches, in the order of the log.
+
+    With ``merge``, a key that several scopes hold comes once, from the first in resolution order.
+    """
+    now = fabric.log.now()
+    best: dict[str, tuple[int, Record]] = {}
+    async for record in fabric.log.current(fabric.subjects.filters(patterns, scopes)):
+        scope, key = fabric.subjects.parse(record.subject)
+        if not any(pattern.matches(key) for pattern in patterns) or not is_live(record, now):
+            continue
+        if not merge or len(scopes) == 1:
+            yield record
+            continue
+        rank = RESOLUTION.index(scope.kind)
+        if key not in best or rank < best[key][0]:
+            best[key] = (rank, record)
+    for _, record in sorted(best.values(), key=lambda item: item[1].sequence):
+        yield record
+
+
+def is_live(record: Record, now: int) -> bool:
+    """Whether a key's last event gives it a value at ``now`` (nanoseconds): a set that has not expired."""
+    if is_delete(record):
+        return False
+    expires = expires_at_ns(record)
+    return expires is None or expires > now
+
+
+def value_of(record: Record) -> Any:
+    """The value a record holds. :class:`DecodeError` if it is not JSON."""
+    try:
+        return decode_value(record.payload)
+    except InvalidInputError as error:
+        raise DecodeError(
+            f"the payload of event {record.headers.get(EVENT_ID, '')!r} is not JSON: {error}",
+            subject=record.subject,
+            revision=record.sequence,
+        ) from None

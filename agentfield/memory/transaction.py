@@ -1,0 +1,169 @@
+"""Transactions: several keys, several scopes, all or nothing.
+
+Owns: what a transaction has read, what it means to write, and turning both into one atomic batch in which every read is
+re-checked by the server. Must not know: the batch protocol. Invariants: nothing is written before the commit; the
+commit stores every write or none; it stores them only if every key read still is what was read, absence included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+from agentfield.codec import OPERATION, Record, decode_value, encode_value, validate_as
+from agentfield.errors import ConflictError, InvalidInputError
+from agentfield.event import Writer
+from agentfield.fabric.batch import MAX_BATCH, Expectation
+from agentfield.fabric.fabric import Fabric
+from agentfield.fabric.log import Conflict
+from agentfield.memory.addressing import Place, read_scopes, write_scope
+from agentfield.memory.lifetime import Lifetimes
+from agentfield.memory.state import is_live, value_of
+from agentfield.memory.writing import Write, prepare, store_together
+from agentfield.scope import Scope
+
+
+class _Seen(NamedTuple):
+    scope: Scope
+    key: str
+    record: Record | None
+
+    @property
+    def revision(self) -> int:
+        return 0 if self.record is None else self.record.sequence
+
+
+class Transaction:
+    """Reads and writes that take effect together. Use as ``async with memory.transaction() as tx``.
+
+    ``tx.get`` reads at once, and sees the transaction's own writes; ``tx.set`` and ``tx.delete`` only take note.
+    Leaving the block commits; leaving it by an exception writes nothing. If a key that was read has changed by then,
+    the commit raises :class:`ConflictError` and nothing is stored: begin again. After the block, ``tx.revision`` is the
+    revision of the last write.
+    """
+
+    def __init__(
+        self,
+        fabric: Callable[[], Awaitable[Fabric]],
+        lifetimes: Lifetimes,
+        place: Place,
+        writer: Writer,
+    ) -> None:
+        self._source = fabric
+        self._lifetimes = lifetimes
+        self._place = place
+        self._writer = writer
+        self._fabric: Fabric | None = None
+        self._seen: dict[str, _Seen] = {}
+        self._writes: dict[str, tuple[Write, Any]] = {}
+        self._over = False
+        self.revision: int | None = None
+        """The revision of the last write, once committed; None before, and if nothing was written."""
+
+    async def __aenter__(self) -> Self:
+        """Connect if need be; begins without asking the server anything."""
+        if self._fabric is not None:
+            raise InvalidInputError("a transaction can be entered once: make a new one with memory.transaction()")
+        self._fabric = await self._source()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Commit, or, after an exception, write nothing."""
+        if kind is None and not self._over:
+            await self._commit()
+        self._over = True
+
+    async def get(
+        self,
+        key: str,
+        default: Any = None,
+        scope: str | None = None,
+        scope_id: str | None = None,
+        *,
+        as_type: type[Any] | None = None,
+    ) -> Any:
+        """The value of a key as ``Memory.get`` finds it, and from now on part of what the commit re-checks."""
+        fabric = self._open()
+        for where in read_scopes(self._place, scope, scope_id):
+            subject = fabric.subjects.memory(where, key)
+            if subject in self._writes:
+                write, value = self._writes[subject]
+                if write.headers.get(OPERATION):
+                    continue
+                return value if as_type is None else validate_as(value, as_type)
+            seen = self._seen.get(subject)
+            if seen is None:
+                (record,) = await fabric.log.last([subject])
+                seen = self._seen[subject] = _Seen(where, key, record)
+            if seen.record is not None and is_live(seen.record, fabric.log.now()):
+                value = value_of(seen.record)
+                return value if as_type is None else validate_as(value, as_type)
+        return default
+
+    async def exists(self, key: str, scope: str | None = None, scope_id: str | None = None) -> bool:
+        """Whether a key has a value; re-checked like ``get``."""
+        absent = object()
+        return await self.get(key, absent, scope, scope_id) is not absent
+
+    def set(
+        self, key: str, value: Any, scope: str | None = None, scope_id: str | None = None, *, ttl: float | None = None
+    ) -> None:
+        """Write a value at the commit. Validated here: :class:`InvalidInputError`."""
+        payload = encode_value(value)
+        self._note(key, "set", payload, decode_value(payload), scope, scope_id, ttl)
+
+    def delete(self, key: str, scope: str | None = None, scope_id: str | None = None) -> None:
+        """Delete a key at the commit, whether it has a value or not."""
+        self._note(key, "delete", b"", None, scope, scope_id, None)
+
+    def _note(
+        self,
+        key: str,
+        operation: Any,
+        payload: bytes,
+        value: Any,
+        scope: str | None,
+        scope_id: str | None,
+        ttl: float | None,
+    ) -> None:
+        fabric = self._open()
+        where = write_scope(self._place, scope, scope_id)
+        write = prepare(fabric, where, key, operation, payload, self._writer, ttl=ttl)
+        if write.subject not in self._writes and len(self._writes) >= MAX_BATCH:
+            raise InvalidInputError(
+                f"a transaction holds at most {MAX_BATCH} writes and checks, and this would be one more: split it"
+            )
+        self._writes[write.subject] = (write, value)
+
+    def _open(self) -> Fabric:
+        if self._fabric is None or self._over:
+            raise InvalidInputError("a transaction works inside its `async with` block, and only there")
+        return self._fabric
+
+    async def _commit(self) -> None:
+        fabric = self._open()
+        writes = [write for write, _ in self._writes.values()]
+        expectations = [Expectation(subject, seen.revision) for subject, seen in self._seen.items()]
+        if not writes:
+            await self._raise_if_changed()
+            return
+        try:
+            self.revision = await store_together(fabric, self._lifetimes, writes, expectations)
+        except Conflict:
+            await self._raise_if_changed()
+            first = next(iter(self._seen.values()))
+            raise ConflictError(first.key, expected=first.revision, actual=None) from None
+
+    async def _raise_if_changed(self) -> None:
+        """Compare everything read with the present, in one look; name the first key that differs."""
+        fabric = self._open()
+        subjects = list(self._seen)
+        if not subjects:
+            return
+        for seen, record in zip(self._seen.values(), await fabric.log.last(subjects), strict=True):
+            actual = 0 if record is None else record.sequence
+            if actual != seen.revision:
+                raise ConflictError(seen.key, expected=seen.revision, actual=actual)

@@ -1,0 +1,250 @@
+"""Writing: set, delete, create, update and their kin, transactions, locks.
+
+Whatever is refused is refused before anything is written. The acknowledgement of the log is the durability point.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import random
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from agentfield.codec import Record, encode_value
+from agentfield.errors import ConflictError, InvalidInputError
+from agentfield.fabric.batch import MAX_BATCH, Expectation
+from agentfield.fabric.fabric import Fabric
+from agentfield.fabric.log import Conflict
+from agentfield.memory import clearing
+from agentfield.memory.addressing import write_scope
+from agentfield.memory.base import Base
+from agentfield.memory.lock import Lock
+from agentfield.memory.state import is_live, value_of
+from agentfield.memory.transaction import Transaction
+from agentfield.memory.writing import Write, check_revision, prepare, store, store_together
+from agentfield.scope import Scope
+
+UPDATE_TRIES = 1000
+"""Rounds an update may lose against concurrent writers. One writer wins every round, so among n busy writers each waits
+about n rounds; this many means that something else is wrong."""
+_FIRST_PAUSE = 0.002
+_LONGEST_PAUSE = 0.25
+_DELETE_TRIES = 50
+
+
+class Writes(Base):
+    """The writing operations."""
+
+    async def set(
+        self,
+        key: str,
+        value: Any,
+        scope: str | None = None,
+        scope_id: str | None = None,
+        *,
+        ttl: float | None = None,
+        if_revision: int | None = None,
+        fence: Lock | None = None,
+        event_id: str | None = None,
+    ) -> int:
+        """Store a value under a key, durably, and return its revision (the sequence of the event in the log).
+
+        ``value`` is anything that JSON can hold, a Pydantic model, a dataclass or a datetime. With ``ttl`` (seconds,
+        above 0) the entry expires. With ``if_revision`` the write happens only if the key's revision is still that one
+        (0: the key has never been written); otherwise :class:`ConflictError`, and nothing is stored. With ``fence`` (a
+        held lock) it happens only if the lock is still ours, by the server's word; otherwise :class:`LockLostError`.
+        ``event_id`` repeats a write whose outcome was unknown, without storing it twice.
+        """
+        check_revision(if_revision)
+        target = write_scope(self._place(), scope, scope_id)
+        payload = encode_value(value)
+        fabric = await self._fabric()
+        write = prepare(fabric, target, key, "set", payload, self._writer(), ttl=ttl, event_id=event_id)
+        if fence is not None:
+            return await self._store_fenced(fabric, write, if_revision, fence)
+        return await store(fabric, self._lifetimes, write, if_revision)
+
+    async def create(
+        self, key: str, value: Any, scope: str | None = None, scope_id: str | None = None, *, ttl: float | None = None
+    ) -> int:
+        """Store a value under a key that has none in that scope, as ``set`` does; ConflictError if it has one."""
+        target = write_scope(self._place(), scope, scope_id)
+        payload = encode_value(value)
+        fabric = await self._fabric()
+        while True:
+            record = await _last(fabric, target, key)
+            if record is not None and is_live(record, fabric.log.now()):
+                raise ConflictError(key, expected=None, actual=record.sequence)
+            write = prepare(fabric, target, key, "set", payload, self._writer(), ttl=ttl)
+            try:
+                return await store(fabric, self._lifetimes, write, record.sequence if record else 0)
+            except ConflictError:
+                continue  # somebody wrote in between: the next look says whether the key is present now
+
+    async def delete(
+        self, key: str, scope: str | None = None, scope_id: str | None = None, *, if_revision: int | None = None
+    ) -> bool:
+        """Take a key's value away in one scope (chosen as for a write) and say whether there was one.
+
+        The past keeps it. With ``if_revision``, :class:`ConflictError` unless the key's revision is that one; nothing
+        is stored then. Deleting what is absent writes nothing.
+        """
+        check_revision(if_revision)
+        target = write_scope(self._place(), scope, scope_id)
+        fabric = await self._fabric()
+        for attempt in range(_DELETE_TRIES):
+            record = await _last(fabric, target, key)
+            if if_revision is not None and if_revision != (record.sequence if record else 0):
+                raise ConflictError(key, expected=if_revision, actual=record.sequence if record else 0)
+            if record is None or not is_live(record, fabric.log.now()):
+                return False
+            write = prepare(fabric, target, key, "delete", b"", self._writer())
+            try:
+                await store(fabric, self._lifetimes, write, record.sequence)
+            except ConflictError:
+                if if_revision is not None or attempt == _DELETE_TRIES - 1:
+                    raise
+            else:
+                return True
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    async def update(
+        self,
+        key: str,
+        function: Callable[[Any], Any],
+        default: Any = None,
+        scope: str | None = None,
+        scope_id: str | None = None,
+        *,
+        ttl: float | None = None,
+    ) -> Any:
+        """Read a value, apply a function to it, store the outcome if nobody wrote meanwhile, else begin again.
+
+        ``function`` gets the value (``default`` if there is none) and returns the new one; it may be async and take
+        minutes, and it may be called several times, so it should do nothing but compute. Returns the value stored.
+        Rounds pause with jitter; after 1,000 lost rounds :class:`ConflictError`. What the function raises is raised,
+        and nothing is stored. ``agentfield.merges`` has ready-made functions that commute.
+        """
+        target = write_scope(self._place(), scope, scope_id)
+        fabric = await self._fabric()
+        pause = _FIRST_PAUSE
+        for attempt in range(UPDATE_TRIES):
+            record = await _last(fabric, target, key)
+            present = record is not None and is_live(record, fabric.log.now())
+            value = function(value_of(record) if record is not None and present else default)
+            if inspect.isawaitable(value):
+                value = await value
+            write = prepare(fabric, target, key, "set", encode_value(value), self._writer(), ttl=ttl)
+            try:
+                await store(fabric, self._lifetimes, write, record.sequence if record else 0)
+            except ConflictError:
+                if attempt == UPDATE_TRIES - 1:
+                    raise
+            else:
+                return value
+            await asyncio.sleep(pause * random.random())
+            pause = min(_LONGEST_PAUSE, pause * 1.5)
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    async def increment(
+        self,
+        key: str,
+        by: int | float = 1,
+        scope: str | None = None,
+        scope_id: str | None = None,
+        *,
+        ttl: float | None = None,
+    ) -> int | float:
+        """Add to a number (absent: 0), whatever else is written meanwhile, and return the sum."""
+        if isinstance(by, bool) or not isinstance(by, (int, float)):
+            raise InvalidInputError(f"by={by!r} is not a number")
+
+        def add(value: Any) -> int | float:
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise InvalidInputError(
+                    f"key {key!r} holds {type(value).__name__}, not a number: only numbers can be incremented"
+                )
+            return value + by
+
+        total: int | float = await self.update(key, add, 0, scope, scope_id, ttl=ttl)
+        return total
+
+    async def set_many(
+        self,
+        values: Mapping[str, Any],
+        scope: str | None = None,
+        scope_id: str | None = None,
+        *,
+        ttl: float | None = None,
+    ) -> int:
+        """Store several values, all or none, and return the revision of the last; at most 1,000 at once."""
+        if not values:
+            raise InvalidInputError("set_many of nothing: give at least one key and value")
+        if len(values) > MAX_BATCH:
+            raise InvalidInputError(
+                f"{len(values)} values: at most {MAX_BATCH} can be stored together; split them; nothing was written"
+            )
+        target = write_scope(self._place(), scope, scope_id)
+        encoded = {key: encode_value(value) for key, value in values.items()}
+        fabric = await self._fabric()
+        writer = self._writer()
+        writes = [prepare(fabric, target, key, "set", payload, writer, ttl=ttl) for key, payload in encoded.items()]
+        return await store_together(fabric, self._lifetimes, writes)
+
+    async def clear(self, scope: str | None = None, scope_id: str | None = None) -> int:
+        """Delete every key of one scope, as events with ``reason="cleared"``, and return how many there were.
+
+        The scope must be named (or be that of a view): clearing is never a matter of resolution. A key written
+        meanwhile stays. The past keeps everything.
+        """
+        if scope is None and self._bound is None:
+            raise InvalidInputError("clear() without a scope: say which, e.g. clear(scope='session', scope_id=…)")
+        target = write_scope(self._place(), scope, scope_id)
+        return await clearing.clear(await self._fabric(), target, self._writer(), "cleared")
+
+    def transaction(self) -> Transaction:
+        """Several reads and writes as one: ``async with memory.transaction() as tx``; see :class:`Transaction`."""
+        return Transaction(self._fabric, self._lifetimes, self._place(), self._writer())
+
+    def lock(
+        self,
+        name: str,
+        scope: str | None = None,
+        scope_id: str | None = None,
+        *,
+        ttl: float = 30.0,
+        timeout: float | None = None,
+    ) -> Lock:
+        """A lock on a name, in the scope an unscoped write would go to: ``async with memory.lock("reindex") as lock``.
+
+        Held by a lease of ``ttl`` seconds that is renewed while the block runs. ``timeout`` bounds the wait for it
+        (seconds; None: for ever). Guard writes with ``fence=lock``; see :class:`Lock`.
+        """
+        return Lock(
+            self._fabric,
+            write_scope(self._place(), scope, scope_id),
+            name,
+            self._writer(),
+            ttl=ttl,
+            timeout=timeout,
+        )
+
+    async def _store_fenced(self, fabric: Fabric, write: Write, if_revision: int | None, lock: Lock) -> int:
+        """Store a write that the server accepts only while the lock is ours."""
+        while True:
+            fence = lock.fence()
+            expectations = [fence] if if_revision is None else [fence, Expectation(write.subject, if_revision)]
+            try:
+                return await store_together(fabric, self._lifetimes, [write], expectations)
+            except Conflict as conflict:
+                if await lock.expects(fence):
+                    raise ConflictError(write.key, expected=if_revision, actual=conflict.actual) from None
+                if not await lock.still_ours():
+                    raise await lock.lost() from None
+                # The lease was renewed in between, which moved its revision: once more with the new one.
+
+
+async def _last(fabric: Fabric, scope: Scope, key: str) -> Record | None:
+    (record,) = await fabric.log.last([fabric.subjects.memory(scope, key)])
+    return record
