@@ -1,0 +1,91 @@
+"""Which execution code runs in: the rules for calls, for handlers, and for code that binds a workflow or a session.
+
+Pure but for the one context variable in :mod:`agentfield.execution`. Invariant: what was current before a block is
+current after it, whatever happens inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import Token
+from dataclasses import replace
+from types import TracebackType
+from typing import Literal
+
+from agentfield.execution import Execution, child, current, root
+from agentfield.scope import Scope
+
+
+class Identity:
+    """Who an agent is: what its executions are stamped with."""
+
+    __slots__ = ("actor_id", "agent")
+
+    def __init__(self, agent: str, actor_id: str) -> None:
+        self.agent = agent
+        self.actor_id = actor_id
+
+    def root(self) -> Execution:
+        """A fresh root execution of this agent."""
+        return root(self.agent, self.actor_id)
+
+    def adopt(self, execution: Execution | None) -> Execution:
+        """The execution that a caller made for this agent; a caller that made none (a NATS tool) begins a workflow."""
+        if execution is None:
+            return self.root()
+        return replace(execution, agent=self.agent, actor_id=self.actor_id)
+
+    @contextmanager
+    def somewhere(self) -> Iterator[None]:
+        """Run in the current execution, or in a fresh root execution where there is none."""
+        if current.get() is not None:
+            yield
+            return
+        token = current.set(self.root())
+        try:
+            yield
+        finally:
+            current.reset(token)
+
+
+def for_call(agent: str, session_id: str | None) -> Execution:
+    """The execution in which ``agent`` will run a call made here.
+
+    In the caller's workflow and session, or in a new workflow when nothing is current; ``session_id`` binds another
+    session. Raises InvalidInputError if that is illegal.
+    """
+    caller = current.get()
+    execution = root(agent, None) if caller is None else child(caller, agent, None)
+    if session_id is None:
+        return execution
+    return replace(execution, session_id=Scope.of("session", session_id).id)
+
+
+class Binding:
+    """``async with`` this, and the code inside runs in one workflow or session, inherited by every call it makes."""
+
+    def __init__(self, identity: Identity, kind: Literal["workflow", "session"], id: str) -> None:
+        self._identity = identity
+        self._kind = kind
+        self._id = Scope.of(kind, id).id
+        self._tokens: list[Token[Execution | None]] = []
+
+    async def __aenter__(self) -> str:
+        """Bind, and return the id."""
+        execution = current.get()
+        if execution is None:
+            # A session outside any workflow stays outside: what is written without a scope goes to the session.
+            execution = replace(self._identity.root(), workflow_id=None)
+        if self._kind == "workflow":
+            execution = replace(execution, workflow_id=self._id)
+        else:
+            execution = replace(execution, session_id=self._id)
+        self._tokens.append(current.set(execution))
+        return self._id
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Return to what was current before."""
+        current.reset(self._tokens.pop())
