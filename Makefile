@@ -41,7 +41,8 @@ help:
 	@echo "make soak          run for long under load and faults"
 	@echo "make clean         remove what builds and tests left; make distclean: the environments too"
 
-demo: $(VENV)/.installed
+# On a model stand-in, unless AGENTFIELD_AI_MODEL names a real one.
+demo: $(VENV)/.installed$(if $(AGENTFIELD_AI_MODEL),-ai)
 	$(BIN)/python -m examples.support.demo
 
 test: lint types lower-bounds-short
@@ -91,10 +92,14 @@ $(VENV)/.installed: pyproject.toml agentfield/version.py | $(BIN)/python
 	$(BIN)/python $(PIP_INSTALL) --editable .
 	@touch $@
 
+$(VENV)/.installed-ai: pyproject.toml agentfield/version.py | $(BIN)/python
+	$(BIN)/python $(PIP_INSTALL) --editable '.[ai]'
+	@touch $@ $(VENV)/.installed
+
 $(VENV)/.installed-development: pyproject.toml agentfield/version.py | $(BIN)/python
 	$(BIN)/python $(PIP_INSTALL) --upgrade $(PIP_ITSELF)
 	$(BIN)/python $(PIP_INSTALL) $(DEVELOPMENT)
-	@touch $@ $(VENV)/.installed
+	@touch $@ $(VENV)/.installed $(VENV)/.installed-ai
 
 $(LOWEST)/.installed: $(VENV)/.installed-development tests/support/lowest.py
 	$(BIN)/python -m venv --clear $(LOWEST)

@@ -14,7 +14,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import orjson
@@ -35,6 +35,20 @@ _SAMPLED = "01"
 _TEXTS = ("execution_id", "workflow_id", "session_id", "agent", "actor_id", "parent_id", "cause")
 
 
+class Seen:
+    """How far an execution has seen the log: the highest revision it read, wrote, or was told of. It only grows."""
+
+    __slots__ = ("revision",)
+
+    def __init__(self, revision: int = 0) -> None:
+        self.revision = revision
+
+    def saw(self, revision: int) -> None:
+        """It has now seen this revision."""
+        if revision > self.revision:
+            self.revision = revision
+
+
 @dataclass(frozen=True, slots=True)
 class Execution:
     """One run of a reasoner or handler, or of any code bound to a workflow or session."""
@@ -52,6 +66,8 @@ class Execution:
     """W3C ``traceparent``: one trace id for everything a root execution causes, one span id an execution."""
     depth: int = 0
     """How many calls lie between the root execution and this one."""
+    seen: Seen = field(default_factory=Seen, compare=False, repr=False)
+    """What its reads must not fall behind. It grows while the execution runs, and says nothing of who runs."""
 
 
 current: Final[ContextVar[Execution | None]] = ContextVar("agentfield.execution", default=None)
@@ -111,6 +127,7 @@ def child(execution: Execution, agent: str | None, actor_id: str | None) -> Exec
         cause=execution.cause,
         trace=_next_span(execution.trace),
         depth=execution.depth + 1,
+        seen=Seen(execution.seen.revision),
     )
 
 
@@ -122,6 +139,8 @@ def to_headers(execution: Execution) -> dict[str, str]:
             fields[name] = value
     if execution.depth:
         fields["depth"] = execution.depth
+    if execution.seen.revision:
+        fields["seen"] = execution.seen.revision
     headers = {CONTEXT_HEADER: ascii_json(fields)}
     if execution.trace is not None:
         headers[TRACE_HEADER] = execution.trace
@@ -147,16 +166,19 @@ def from_headers(headers: Mapping[str, str]) -> Execution | None:
     for name, value in texts.items():
         if value is not None and not isinstance(value, str):
             raise _malformed(packed, f"holds no text in {name}")
-    depth = fields.get("depth", 0)
+    depth, seen = fields.get("depth", 0), fields.get("seen", 0)
     if not texts["execution_id"]:
         raise _malformed(packed, "has no execution_id")
     if type(depth) is not int or depth < 0:
         raise _malformed(packed, "holds no count in depth")
+    if type(seen) is not int or seen < 0:
+        raise _malformed(packed, "holds no revision in seen")
     for name in ("workflow_id", "session_id"):
         if texts[name] is not None:
             check_scope_id(texts[name])
     trace = headers.get(TRACE_HEADER)
-    return Execution(**texts, trace=trace if trace and _TRACEPARENT.fullmatch(trace) else None, depth=depth)
+    known = trace if trace and _TRACEPARENT.fullmatch(trace) else None
+    return Execution(**texts, trace=known, depth=depth, seen=Seen(seen))
 
 
 def ascii_json(fields: Mapping[str, Any]) -> str:

@@ -158,7 +158,10 @@ class Agent:
         except InvalidInputError as error:
             raise InvalidInputError(f"{target} was not called: its arguments cannot be sent: {error}") from None
         link = await self._handle.link()
-        result = await link.calls.call(agent, reasoner, payload, execution=execution, timeout=seconds)
+        try:
+            result = await link.calls.call(agent, reasoner, payload, execution=execution, timeout=seconds)
+        finally:
+            self.memory.seen.saw(execution.seen.revision)
         return _decode(result, agent, reasoner, execution.execution_id)
 
     @overload

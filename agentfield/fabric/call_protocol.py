@@ -18,6 +18,8 @@ from agentfield.errors import AgentFieldError, AgentUnavailableError, InvalidInp
 CALL_HEADER = "Agentfield-Call"
 """On a request: the seconds the caller will wait. Its presence says that the caller understands heartbeats."""
 STATUS_HEADER = "Agentfield-Status"
+SEEN_HEADER = "Agentfield-Seen"
+"""On an outcome: how far the callee has seen the log, which its caller's reads must not fall behind from then on."""
 WORKING, DONE, FAILED = "working", "done", "failed"
 ERROR_HEADER, ERROR_CODE_HEADER = "Nats-Service-Error", "Nats-Service-Error-Code"
 

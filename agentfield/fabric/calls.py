@@ -26,6 +26,7 @@ from agentfield.fabric.call_protocol import (
     CALL_HEADER,
     DONE,
     ERROR_CODE_HEADER,
+    SEEN_HEADER,
     SILENCE,
     STATUS_HEADER,
     WORKING,
@@ -116,6 +117,8 @@ class Calls:
             answer = await self._exchange(subject, payload, headers, wait)
             if answer.status == _NOBODY and settled:
                 raise AgentUnavailableError(f"agent {agent!r} is just stopping or starting; nothing ran", agent=agent)
+        if (seen := answer.headers.get(SEEN_HEADER, "")).isdecimal():
+            execution.seen.saw(int(seen))
         if _is_failure(answer):
             failure = Failure.of(answer.headers, answer.payload)
             raise failure.error(agent=agent, reasoner=reasoner, execution_id=execution.execution_id)

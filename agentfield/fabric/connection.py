@@ -15,6 +15,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
+from urllib.parse import urlsplit
 
 from nats import errors as nats_errors
 from nats.aio.msg import Msg
@@ -22,6 +23,7 @@ from nats.aio.subscription import Subscription as StockSubscription
 
 from agentfield.errors import (
     AccessDeniedError,
+    AgentFieldError,
     ClosedError,
     IncompatibleServerError,
     InvalidInputError,
@@ -37,8 +39,12 @@ NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 _CONNECT_ATTEMPT = 2
 """Seconds for one TCP connect and handshake; a dead address must not eat the whole deadline of an open()."""
-_PING_INTERVAL = 5
-"""Seconds between pings; three unanswered ones mean a dead connection, so a silent one is noticed within 20 s."""
+_PING_INTERVAL = 2
+_PINGS_UNANSWERED = 2
+"""More than so many unanswered pings mean a dead connection: a silent one is noticed within 6 s, well before a write
+gives up, so that it can still go to another server of the cluster."""
+_LOOK = 2.0
+"""Seconds between looks at whether the client's own tasks still live."""
 _PENDING_BYTES = 64 * 1024 * 1024
 """Outgoing bytes the client may hold. Only what was handed over while connected can be in it."""
 IN_FLIGHT = 1000
@@ -47,6 +53,10 @@ stream refuses, and few enough that each is answered well within one try."""
 _INBOUND_BYTES = 512 * 1024 * 1024
 _VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
 _DENIED = re.compile(r"permissions violation for (publish|subscription) to \"?([^\"\s]+)", re.IGNORECASE)
+_REFUSED = re.compile(r"authorization|authentication", re.IGNORECASE)
+_SCHEMES = ({"nats", "tls"}, {"ws", "wss"})
+_HEADERS_AT_MOST = 65_535
+"""Bytes a header block can have at all (the server's limit)."""
 
 
 class Message(NamedTuple):
@@ -77,6 +87,13 @@ class Subscription:
         self._queue = queue
         self._callback = callback
         self._stock: StockSubscription | None = None
+        self._ended = False
+        self.denied = False
+        """Whether the server's permissions forbid it."""
+
+    def concerns(self, subject: str) -> bool:
+        """Whether the server means this one; nats-py hands on its errors in lower case."""
+        return self._subject.lower() == subject
 
     async def attach(self, client: Client) -> None:
         """Subscribe on a client; called by the connection, again for every new client."""
@@ -85,9 +102,13 @@ class Subscription:
         async def deliver(msg: Msg) -> None:
             await callback(Message(msg.subject, msg.reply, msg.headers or NO_HEADERS, msg.data))
 
-        self._stock = await client.subscribe(
+        stock = await client.subscribe(
             self._subject, queue=self._queue, cb=deliver, pending_msgs_limit=-1, pending_bytes_limit=_INBOUND_BYTES
         )
+        if self._ended:  # while this was being done
+            await stock.unsubscribe()
+        else:
+            self._stock = stock
 
     async def unsubscribe(self) -> None:
         """Stop receiving at once; what was not yet handed to the callback is dropped. Safe to call twice."""
@@ -98,6 +119,7 @@ class Subscription:
         await self._end(drain=True)
 
     async def _end(self, *, drain: bool) -> None:
+        self._ended = True
         self._connection.forget(self)
         stock, self._stock = self._stock, None
         if stock is None:
@@ -121,6 +143,11 @@ class _Pending:
         self.future = future
         self.last = last
         self.messages: list[Message] = []
+
+    def retire(self) -> None:
+        """Nobody waits any more; a failure that came meanwhile is looked at, so that asyncio need not complain."""
+        if not self.future.cancel() and not self.future.cancelled():
+            self.future.exception()
 
 
 class Connection:
@@ -154,11 +181,12 @@ class Connection:
         URL. Nothing is left running after a failure.
         """
         urls = [part.strip() for part in url.split(",")] if isinstance(url, str) else list(url)
+        _check_urls(urls)
         connection = cls(urls, namespace=namespace, name=name)
         try:
-            await connection._connect(timeout)
-            await connection._subscribe_inbox()
+            connection._adopt(await connection._connect(timeout))
             connection._check_version(connection.server_version)
+            await connection.subscribe(f"{connection._inbox}.*", connection._on_reply)
         except BaseException:
             await connection.aclose()
             raise
@@ -177,7 +205,7 @@ class Connection:
         client, self._client = self._client, None
         if client is not None:
             await self._shut(client, flush=True)
-        self._fail_pending(ClosedError(f"the connection {self.name!r} was closed"))
+        self._fail_pending(ConnectionLostFault(f"the connection {self.name!r} was closed"))
         self._subscriptions.clear()
 
     async def _shut(self, client: Client, *, flush: bool) -> None:
@@ -191,14 +219,15 @@ class Connection:
         except (nats_errors.Error, OSError) as error:
             logger.debug("closing %s: %s", self.name, error)
 
-    async def _connect(self, timeout: float) -> None:
+    async def _connect(self, timeout: float) -> Client:
+        """A connected client with every subscription made. It is not in use before it is adopted."""
         client = Client()
         self._last_error = None
-        refused = asyncio.get_running_loop().create_future()
+        refused: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         async def on_error(error: Exception) -> None:
             self._note_error(error)
-            if isinstance(error, nats_errors.AuthorizationError) and not refused.done():
+            if _REFUSED.search(str(error)) and not refused.done():
                 refused.set_result(None)
 
         async def on_disconnected() -> None:
@@ -224,56 +253,64 @@ class Connection:
                 reconnect_time_wait=0.25,  # type: ignore[arg-type]  # seconds; a float works, only the hint says int
                 max_reconnect_attempts=-1,
                 ping_interval=_PING_INTERVAL,
-                max_outstanding_pings=3,
+                max_outstanding_pings=_PINGS_UNANSWERED,
                 pending_size=_PENDING_BYTES,
             )
         )
         try:
             await asyncio.wait({connecting, refused}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-            if not connecting.done():
-                raise self._connect_error(timeout)
-            error = connecting.exception()
-            if error is not None:
-                if isinstance(error, Exception):
-                    self._last_error = error
-                raise self._connect_error(timeout)
+            if refused.done():  # whatever else went wrong after that: the server may reset the connection on top
+                raise AccessDeniedError(
+                    f"the server at {self._where} refused the credentials; put user:password@ or token@ in the URL"
+                )
+            error = connecting.exception() if connecting.done() else self._last_error
+            if error is not None or not connecting.done():
+                reason = f": {error}" if error is not None and str(error) else ""
+                raise UnavailableError(
+                    f"no NATS server answered at {self._where} within {timeout:g} s{reason}; nothing was stored"
+                )
+            for subscription in list(self._subscriptions):
+                await subscription.attach(client)
         except BaseException:
             connecting.cancel()
             await asyncio.gather(connecting, return_exceptions=True)
             await self._shut(client, flush=False)
             raise
+        return client
+
+    def _adopt(self, client: Client) -> None:
+        """Use this client from now on. It may have lost its connection again: then its callbacks say how it goes on."""
         self._client = client
         self._given_up.clear()
-        self._on_up(client)
+        if client.is_closed:
+            self._given_up.set()
+        elif client.is_connected:
+            self._on_up(client)
 
-    def _connect_error(self, timeout: float) -> Exception:
-        where, error = ", ".join(_without_password(url) for url in self._urls), self._last_error
-        if isinstance(error, nats_errors.AuthorizationError):
-            return AccessDeniedError(
-                f"the server at {where} refused the credentials; put user:password@ or token@ in the URL"
-            )
-        if isinstance(error, (ValueError, TypeError)) or (type(error) is nats_errors.Error and "url" in str(error)):
-            return InvalidInputError(f"{where!r} is not a NATS URL ({error}); write nats://host:port")
-        reason = f": {error}" if error is not None and str(error) else ""
-        return UnavailableError(f"no NATS server answered at {where} within {timeout:g} s{reason}; nothing was stored")
-
-    async def _subscribe_inbox(self) -> None:
-        await self.subscribe(f"{self._inbox}.*", self._on_reply)
+    @property
+    def _where(self) -> str:
+        return ", ".join(_without_password(url) for url in self._urls)
 
     async def _supervise(self) -> None:
         """Replace the client when nats-py has given up on it (for instance after a server's -ERR), for ever."""
         while True:
-            await self._given_up.wait()
-            logger.warning("connection %s: the client gave up (%s); connecting anew", self.name, self._last_error)
-            old = self._client
-            if old is not None:
-                await self._shut(old, flush=False)
             try:
-                await self._connect(10.0)
-                for subscription in list(self._subscriptions):
-                    await subscription.attach(self._current())
-            except (UnavailableError, AccessDeniedError, nats_errors.Error) as error:
+                async with asyncio.timeout(_LOOK):
+                    await self._given_up.wait()
+            except TimeoutError:
+                if not _is_stuck(self._current()):
+                    continue
+            old = self._current()
+            logger.warning(
+                "connection %s: the client gave up (%s); connecting anew", self.name, old.last_error or self._last_error
+            )
+            self._on_down(old)
+            await self._shut(old, flush=False)
+            try:
+                self._adopt(await self._connect(10.0))
+            except (AgentFieldError, nats_errors.Error, OSError) as error:
                 logger.warning("connection %s: %s; trying again", self.name, error)
+                self._given_up.set()
                 await asyncio.sleep(1.0)
 
     # -- state --------------------------------------------------------------------------------------------------------
@@ -374,14 +411,21 @@ class Connection:
         self._last_error = error
         denied = _DENIED.search(str(error))
         if denied is None:
-            logger.debug("connection %s: %r", self.name, error)
+            level = logging.WARNING if _REFUSED.search(str(error)) else logging.DEBUG
+            logger.log(level, "connection %s: %r", self.name, error)
             return
-        subject = denied.group(2)
-        logger.warning("connection %s: the server denies %s to %s", self.name, denied.group(1), subject)
+        what, subject = denied.group(1).lower(), denied.group(2).lower()  # nats-py has lowered the subject anyway
+        logger.warning("connection %s: the server denies %s to %s", self.name, what, subject)
+        if what == "subscription":
+            for subscription in self._subscriptions:
+                subscription.denied = subscription.denied or subscription.concerns(subject)
+            return
         for pending in list(self._pending.values()):
-            if pending.subject == subject and not pending.future.done():
+            if pending.subject.lower() == subject and not pending.future.done():
                 pending.future.set_exception(
-                    AccessDeniedError(f"the server does not permit publishing to {subject!r}", subject=subject)
+                    AccessDeniedError(
+                        f"the server does not permit publishing to {pending.subject!r}", subject=pending.subject
+                    )
                 )
 
     def _check_version(self, version: str) -> None:
@@ -398,21 +442,33 @@ class Connection:
         """Hand a message to the connection; no answer is awaited. :class:`UnavailableError` while disconnected."""
         if self._state != "connected":
             await self.wait_connected(0.0)
+        client = self._current()
+        if len(payload) + _HEADERS_AT_MOST > client.max_payload:
+            _check_size(payload, headers, client.max_payload)
         try:
-            await self._current().publish(subject, payload, reply=reply, headers=headers)
-        except nats_errors.MaxPayloadError:
-            raise InvalidInputError(
-                f"a message of {len(payload)} bytes is over the server's limit of {self.max_payload} bytes"
-            ) from None
+            await client.publish(subject, payload, reply=reply, headers=headers)
         except (nats_errors.Error, OSError) as error:
             raise UnavailableError(f"publishing to {subject!r}: {_text(error)}") from None
 
     async def flush(self, timeout: float = 5.0) -> None:
-        """Return when the server has processed everything published before."""
+        """Return when the server has processed everything published before; raises :class:`UnavailableError`."""
+        client = self._current()
+        lost = _Pending("", asyncio.get_running_loop().create_future(), None)
+        self._serial += 1
+        token = f"{self._serial:x}"
+        self._pending[token] = lost  # so that a lost connection ends the wait
+        flushing = asyncio.ensure_future(client.flush(timeout=timeout))  # type: ignore[arg-type]  # float seconds work
         try:
-            await self._current().flush(timeout=timeout)  # type: ignore[arg-type]  # float seconds work
-        except (nats_errors.Error, OSError) as error:
+            waited: set[asyncio.Future[Any]] = {flushing, lost.future}
+            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+            await (flushing if flushing.done() else lost.future)
+        except (nats_errors.Error, OSError, ConnectionLostFault) as error:
             raise UnavailableError(f"flushing: {_text(error)}") from None
+        finally:
+            del self._pending[token]
+            lost.retire()
+            flushing.cancel()
+            await asyncio.gather(flushing, return_exceptions=True)
 
     async def request(
         self, subject: str, payload: bytes = b"", headers: dict[str, str] | None = None, *, timeout: float
@@ -464,6 +520,7 @@ class Connection:
             timer.cancel()
             del self._pending[token]
             self._room.release()
+            pending.retire()
         if message.status == 503:
             raise NoRespondersFault(f"nobody answers on {subject!r}")
         return pending.messages
@@ -495,16 +552,23 @@ class Connection:
     async def subscribe(self, subject: str, callback: Callback, *, queue: str = "") -> Subscription:
         """Call ``callback`` with every message on ``subject``, one after the other, until the subscription ends.
 
-        With a ``queue`` name, each message goes to one member of that queue group. Kept through reconnects.
+        With a ``queue`` name, each message goes to one member of that queue group. Kept through reconnects. On return
+        the server knows of it. Raises :class:`AccessDeniedError`, :class:`UnavailableError`; nothing is left then.
         """
         subscription = Subscription(self, subject, queue, callback)
         await self.wait_connected(5.0)
         self._subscriptions.add(subscription)
         try:
             await subscription.attach(self._current())
+            await self.flush()
+            if subscription.denied:
+                raise AccessDeniedError(f"the server does not permit subscribing to {subject!r}", subject=subject)
         except (nats_errors.Error, OSError) as error:
-            self._subscriptions.discard(subscription)
+            self.forget(subscription)
             raise UnavailableError(f"subscribing to {subject!r}: {_text(error)}") from None
+        except BaseException:
+            await subscription.unsubscribe()
+            raise
         return subscription
 
     def forget(self, subscription: Subscription) -> None:
@@ -515,6 +579,36 @@ class Connection:
 def _expire(pending: _Pending, timeout: float) -> None:
     if not pending.future.done():
         pending.future.set_exception(NoAnswerFault(f"no answer within {timeout:g} s"))
+
+
+def _is_stuck(client: Client) -> bool:
+    """Whether a task of the client has ended that it cannot do without; nats-py does not look after them."""
+    if client.is_connected:
+        return client._reading_task is None or client._reading_task.done()
+    return not client.is_closed and (client._reconnection_task is None or client._reconnection_task.done())
+
+
+def _check_urls(urls: Sequence[str]) -> None:
+    schemes: set[str] = set()
+    for url in urls:
+        try:
+            parts = urlsplit(url if "//" in url else f"nats://{url}")
+            valid = bool(parts.hostname) and parts.port != 0
+        except ValueError:  # the port
+            valid = False
+        else:
+            schemes.add(parts.scheme)
+        if not valid or not any(schemes <= known for known in _SCHEMES):
+            raise InvalidInputError(f"{_without_password(url)!r} is not a NATS URL; write nats://host:port")
+
+
+def _check_size(payload: bytes, headers: Mapping[str, str] | None, limit: int) -> None:
+    """Raises InvalidInputError for a message over the limit: the server would end the connection (ADR-4)."""
+    size = len(payload)
+    if headers:
+        size += len("NATS/1.0\r\n\r\n") + sum(len(name) + len(value.encode()) + 4 for name, value in headers.items())
+    if size > limit:
+        raise InvalidInputError(f"a message of {size} bytes is over the server's limit of {limit} bytes")
 
 
 def _text(error: Exception) -> str:

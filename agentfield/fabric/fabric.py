@@ -7,7 +7,8 @@ stream of the topology exists; once closed, no task of ours is left.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
 
 from agentfield.fabric.connection import Connection
 from agentfield.fabric.jetstream import PATIENCE
@@ -29,6 +30,7 @@ class Fabric:
         self.subjects = Subjects(topology.namespace)
         self.loop = asyncio.get_running_loop()
         self._follower: asyncio.Task[None] | None = None
+        self._owned = AsyncExitStack()
 
     @classmethod
     async def open(
@@ -58,8 +60,13 @@ class Fabric:
         fabric._follower = asyncio.create_task(log.follow_topology(), name=f"agentfield topology {name}")
         return fabric
 
+    def own(self, close: Callable[[], Awaitable[None]]) -> None:
+        """Call ``close`` when the fabric closes, while its connection is still open."""
+        self._owned.push_async_callback(close)
+
     async def aclose(self) -> None:
-        """Flush and close. Idempotent."""
+        """Close what is owned, flush and close. Idempotent."""
+        await self._owned.aclose()
         follower, self._follower = self._follower, None
         if follower is not None:
             follower.cancel()

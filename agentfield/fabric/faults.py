@@ -28,6 +28,10 @@ MINIMUM_SERVER = "2.15.1"
 always`` honoured during block compaction."""
 
 
+NO_MESSAGE = 10037
+"""The server's error for a message that is not there."""
+
+
 class Fault(Exception):
     """Something went wrong below the public surface; never reaches a user."""
 
@@ -84,7 +88,7 @@ VERDICTS: Mapping[int, Verdict] = MappingProxyType(
         10097: Verdict.INVALID,  # header block too large
         10199: Verdict.INVALID,  # batch of more than 1,000 messages
         10014: Verdict.ABSENT,  # consumer
-        10037: Verdict.ABSENT,  # message
+        NO_MESSAGE: Verdict.ABSENT,
         10059: Verdict.ABSENT,  # stream
         10058: Verdict.EXISTS,  # stream
         10148: Verdict.EXISTS,  # consumer

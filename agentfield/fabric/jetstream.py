@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 
+from agentfield.errors import UnavailableError
 from agentfield.fabric.connection import Connection
 from agentfield.fabric.faults import NoAnswerFault, NoRespondersFault, ServerFault, Verdict
 
@@ -34,8 +35,8 @@ async def api(
     """Ask ``$JS.API.<subject>`` and return the answer's object.
 
     For requests that may be repeated (information, idempotent creation). Asks again while nobody answers or the
-    verdict is RETRY, up to ``patience`` seconds; then raises the last fault. A :class:`ServerFault` of any other
-    verdict is raised at once.
+    verdict is RETRY, up to ``patience`` seconds; then raises the last fault, or :class:`UnavailableError` if there was
+    no connection. A :class:`ServerFault` of any other verdict is raised at once.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + patience
@@ -43,7 +44,7 @@ async def api(
     attempt = 0
     while True:
         remaining = deadline - loop.time()
-        fault: ServerFault | NoAnswerFault | NoRespondersFault
+        fault: ServerFault | NoAnswerFault | NoRespondersFault | UnavailableError
         try:
             message = await connection.request(f"{API}.{subject}", payload, timeout=max(0.001, min(ATTEMPT, remaining)))
             answer: dict[str, Any] = orjson.loads(message.payload)
@@ -52,7 +53,7 @@ async def api(
             fault = ServerFault.of(answer["error"])
             if fault.verdict is not Verdict.RETRY:
                 raise fault
-        except (NoAnswerFault, NoRespondersFault) as caught:
+        except (NoAnswerFault, NoRespondersFault, UnavailableError) as caught:
             fault = caught
         pause = backoff(attempt)
         attempt += 1

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from agentfield.codec import EVENT_ID, Record
+from agentfield.codec import EVENT_HEADER, EVENT_ID, Record
 from agentfield.errors import InvalidInputError, OutcomeUnknownError, UnavailableError
+from agentfield.execution import new_id
 from agentfield.fabric import records
 from agentfield.fabric.client import DESCRIPTION
 from agentfield.fabric.connection import Connection, ConnectionState, Message
@@ -41,13 +42,16 @@ EXPECTED_ON = "Nats-Expected-Last-Subject-Sequence-Subject"
 """The expectation is on this literal subject instead of the event's own; with a wildcard it would be unsafe."""
 MULTI_LAST_LIMIT = 1024
 """Subjects that one multi-get may answer (the server says 413 above)."""
+_CHUNK = 1000
 _PAGE = 512
 _PAGE_BYTES = 16 * 1024 * 1024
 _FEW = 8
 """Up to this many subjects are cheaper as single leader gets in flight together than as a proven multi-get."""
-_NO_MESSAGE = 10037
 _HEADER_ROOM = 1024
 """Bytes kept free in a message for what the server and the client add to its headers."""
+
+
+_BARRIER = '{"v":1,"type":"set"}'
 
 
 class Ack(NamedTuple):
@@ -84,6 +88,7 @@ class Log:
         self._direct = f"{API}.DIRECT.GET.{self.stream}"
         self._leader = f"STREAM.MSG.GET.{self.stream}"
         self._advisory = f"$JS.EVENT.ADVISORY.STREAM.UPDATED.{self.stream}"
+        self._barrier = f"{connection.namespace}.checks.barrier"
         self._refresh = asyncio.Event()
 
     # -- the stream itself --------------------------------------------------------------------------------------------
@@ -123,9 +128,14 @@ class Log:
                 self._refresh.set()
 
         forget = self.connection.on_state(changed)
-        subscription = await self.connection.subscribe(self._advisory, updated)
+        subscription: Subscription | None = None
         try:
             while True:
+                if subscription is None:
+                    try:
+                        subscription = await self.connection.subscribe(self._advisory, updated)
+                    except (UnavailableError, AccessDeniedError) as error:
+                        logger.debug("not told of changes to %s: %s", self.stream, error)
                 try:
                     async with asyncio.timeout(interval):
                         await self._refresh.wait()
@@ -134,11 +144,12 @@ class Log:
                 self._refresh.clear()
                 try:
                     await self.state()
-                except UnavailableError as error:
+                except (UnavailableError, AccessDeniedError) as error:
                     logger.debug("%s", error)
         finally:
             forget()
-            await subscription.unsubscribe()
+            if subscription is not None:
+                await subscription.unsubscribe()
 
     # -- append -------------------------------------------------------------------------------------------------------
 
@@ -150,12 +161,13 @@ class Log:
         *,
         expected: int | None = None,
         on: str | None = None,
+        repeated: bool = False,
     ) -> Ack:
         """Store one event; ``headers`` must carry its id. Returns once it is durable.
 
         ``expected`` is the sequence that the last event of the subject, or of the literal subject ``on``, must have (0:
-        none yet). Tries again, with the same
-        id, while the outcome is open, up to the log's timeout. Raises :class:`Conflict` (nothing stored),
+        none yet). Tries again, with the same id, while the outcome is open, up to the log's timeout. ``repeated`` says
+        that an earlier call with this id had an open outcome: what that one stored is no conflict. Raises :class:`Conflict` (nothing stored),
         :class:`UnavailableError` (nothing stored), :class:`OutcomeUnknownError` (a try was sent and never answered:
         it may be stored; trying again with the same id is safe), :class:`InvalidInputError` (too large).
         """
@@ -190,11 +202,18 @@ class Log:
                     raise self._unknown(subject, headers) from None
                 else:
                     raise
+            except ClosedError:
+                if unknown:
+                    raise self._unknown(subject, headers) from None
+                raise
             if isinstance(fault, ServerFault):
                 if fault.verdict is Verdict.CONFLICT:
                     actual = fault.actual_sequence
-                    if unknown and expected is not None:
-                        own = await self._stored_after(subject, expected if on is None else None, headers[EVENT_ID])
+                    if (unknown or repeated) and expected is not None:
+                        try:
+                            own = await self._stored_after(subject, expected if on is None else None, headers[EVENT_ID])
+                        except (UnavailableError, ClosedError):
+                            raise self._unknown(subject, headers) from None
                         if own is not None:
                             return Ack(own, True)
                     raise Conflict(actual)
@@ -235,37 +254,54 @@ class Log:
 
     # -- strong reads -------------------------------------------------------------------------------------------------
 
-    async def last(self, subjects: Sequence[str]) -> list[Record | None]:
+    async def last(self, subjects: Sequence[str], *, floor: int | None = None) -> list[Record | None]:
         """The last event of each subject, as of an instant not before the call; None where there is none.
 
-        Subjects are literal. Raises :class:`UnavailableError` when no answer is to be had within the log's timeout.
+        With ``floor``, any replica may answer that proves to have reached that sequence: cheaper on several replicas,
+        and possibly behind what others have been told. Subjects are literal. Raises :class:`UnavailableError` when no
+        answer is to be had within the log's timeout.
         """
         if self.replicas == 1:
             if len(subjects) == 1:
                 return [await self._direct_last(subjects[0])]
-        elif len(subjects) <= _FEW:
+        elif len(subjects) <= _FEW and floor is None:
             return list(await asyncio.gather(*(self._leader_get({"last_by_subj": subject}) for subject in subjects)))
         found: dict[str, Record] = {}
-        for start in range(0, len(subjects), MULTI_LAST_LIMIT):
-            chunk = subjects[start : start + MULTI_LAST_LIMIT]
-            page = await self._multi_last(chunk)
+        for start in range(0, len(subjects), _CHUNK):
+            chunk = list(subjects[start : start + _CHUNK])
+            if floor:
+                chunk.append(self._barrier)  # where it exists, an answer without any other match still proves itself
+            page = await self._multi_last(chunk, floor=floor)
             found.update((record.subject, record) for record in page or ())
         return [found.get(subject) for subject in subjects]
 
     async def current(self, filters: Sequence[str]) -> AsyncIterator[Record]:
-        """The last event of every subject that a filter matches, in the order of the log, deletes included.
+        """The last event of every subject that a filter matches, each once, deletes included.
 
         Filters must not overlap. Answers as of an instant not before the call; a subject written meanwhile may come
-        with its newer event.
+        with its newer event. In the order of the log, except for thousands of subjects on several replicas.
         """
         page = await self._multi_last(filters)
         if page is not None:
             for record in page:
                 yield record
             return
-        target = int((await self.state())["last_seq"])
+        seen: dict[str, None] = {}
         async with Reader(self.connection, self.stream, filters, last_per_subject=True) as reader:
-            async for record in reader.until(target):
+            async for record in reader.last_of_each():
+                if self.replicas == 1 and record.subject not in seen:
+                    yield record
+                seen[record.subject] = None
+        if self.replicas > 1:  # the replica that answered may have been behind: it can only say which subjects there are
+            subjects = list(seen)
+            for start in range(0, len(subjects), _CHUNK):
+                for record in await self._multi_last(subjects[start : start + _CHUNK]) or ():
+                    yield record
+
+    async def last_of_each(self, filters: Sequence[str]) -> AsyncIterator[Record]:
+        """The same, but cheaper for many subjects: one may come several times, and only the last time counts."""
+        async with Reader(self.connection, self.stream, filters, last_per_subject=True) as reader:
+            async for record in reader.last_of_each():
                 yield record
 
     async def read(self, filters: Sequence[str], *, start: int = 1, stop: int | None = None) -> AsyncIterator[Record]:
@@ -294,13 +330,10 @@ class Log:
 
     async def sequence_at(self, moment: datetime) -> int:
         """The sequence of the first event stored at or after a moment; one past the last if there is none yet."""
-        body = {
-            "start_time": moment.astimezone(UTC).isoformat().replace("+00:00", "Z"),
-            "next_by_subj": ">",
-            "batch": 1,
-        }
-        page = await self._page(body, None, 0)
-        return page.records[0].sequence if page.records else int((await self.state())["last_seq"]) + 1
+        last = int((await self.state())["last_seq"])  # before looking: what comes later must not be passed over
+        start = moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
+        record = await self._leader_get({"start_time": start, "next_by_subj": ">"})
+        return record.sequence if record is not None else last + 1
 
     async def _direct_last(self, subject: str) -> Record | None:
         (answer,) = await self._patiently(f"{self._direct}.{subject}", b"", single=True)
@@ -316,40 +349,59 @@ class Log:
         try:
             return records.of_leader((await api(self.connection, self._leader, body, patience=self.timeout))["message"])
         except Fault as fault:
-            if isinstance(fault, ServerFault) and fault.err_code == _NO_MESSAGE:
+            if isinstance(fault, ServerFault) and fault.err_code == NO_MESSAGE:
                 return None
             raise error_of(fault, f"reading {self.stream}") from None
 
-    async def _multi_last(self, filters: Sequence[str], *, up_to: int | None = None) -> list[Record] | None:
-        """All last events of the filters in pages, None when there are too many; never behind the leader."""
-        floor = up_to if up_to is not None else (int((await self.state())["last_seq"]) if self.replicas > 1 else 0)
+    async def barrier(self) -> int:
+        """The sequence of an event that was committed after the call began.
+
+        A read that proves to have reached it is linearisable, even if a deposed leader is among the replicas: to commit
+        takes a majority. One replica alone cannot be deposed, so nothing is written there, and the answer is 0.
+        """
+        if self.replicas == 1:
+            return 0
+        headers = {EVENT_ID: new_id(), EVENT_HEADER: _BARRIER}
+        return (await self.append(self._barrier, b"null", headers)).sequence
+
+    async def _multi_last(
+        self, filters: Sequence[str], *, up_to: int | None = None, floor: int | None = None
+    ) -> list[Record] | None:
+        """All last events of the filters in pages, None when there are too many.
+
+        Never behind ``floor``; by default, never behind the leader.
+        """
+        if floor is None:
+            floor = up_to if up_to is not None else (int((await self.state())["last_seq"]) if self.replicas > 1 else 0)
+        page = await self._proven_page(filters, up_to, 0, floor)
+        if page.status == _TOO_MANY:
+            return None
+        found = page.records
+        while page.pending > 0:
+            page = await self._proven_page(filters, page.up_to, found[-1].sequence + 1, page.up_to)
+            found.extend(page.records)
+        return found
+
+    async def _proven_page(self, filters: Sequence[str], up_to: int | None, start: int, floor: int) -> _Page:
+        """A page from a replica that has reached ``floor``; asks again while others answer."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.timeout
         attempt = 0
         while True:
-            page = await self._page({"multi_last": list(filters), "batch": _PAGE, "max_bytes": _PAGE_BYTES}, up_to, 0)
-            if page.status == 413:
-                return None
-            absent_but_proven = page.status == 404 and floor == 0
-            if absent_but_proven or (page.status == 204 and page.up_to >= floor):
-                break
-            if page.status == 404 and await self._nothing_matches(filters, floor, up_to):
-                break
-            attempt += 1  # a replica behind the leader answered
-            if loop.time() >= deadline:
+            page = await self._page({"multi_last": list(filters), "batch": _PAGE, "max_bytes": _PAGE_BYTES}, up_to, start)
+            if page.status == _TOO_MANY or (page.status == _COMPLETE and page.up_to >= floor and page.records):
+                return page
+            nothing = page.status == _NOTHING and not start  # a later page was promised something
+            if nothing and (floor == 0 or await self._nothing_matches(filters, floor, up_to)):
+                return page
+            pause = backoff(attempt)
+            attempt += 1
+            if loop.time() + pause >= deadline:
                 raise UnavailableError(
-                    f"reading {self.stream}: no replica caught up to {floor} within {self.timeout:g} s"
+                    f"reading {self.stream}: no replica caught up to {floor} within {self.timeout:g} s "
+                    f"(the last one said {page.status})"
                 )
-            await asyncio.sleep(backoff(attempt))
-        found = page.records
-        while page.pending > 0 and page.records:
-            page = await self._page(
-                {"multi_last": list(filters), "batch": _PAGE, "max_bytes": _PAGE_BYTES},
-                page.up_to,
-                page.records[-1].sequence + 1,
-            )
-            found.extend(page.records)
-        return found
+            await asyncio.sleep(pause)
 
     async def _nothing_matches(self, filters: Sequence[str], floor: int, up_to: int | None) -> bool:
         """Whether "no results" is the truth, and not a replica that has not reached ``floor`` yet: ask the leader."""
@@ -366,6 +418,8 @@ class Log:
             body["seq"] = start
         answer = await self._patiently(self._direct, orjson.dumps(body), single=False)
         end = answer.pop()
+        if end.status == _NOTHING and end.headers.get(DESCRIPTION) != "No Results":
+            raise UnavailableError(f"reading {self.stream}: the server says {end.headers.get(DESCRIPTION)!r}")
         return _Page(
             [records.of_direct(message) for message in answer],
             int(end.headers.get("Nats-UpTo-Sequence", 0)),
@@ -388,12 +442,13 @@ class Log:
             except (NoAnswerFault, NoRespondersFault) as caught:
                 fault = caught
             except UnavailableError as error:
-                if loop.time() >= deadline:
-                    raise UnavailableError(f"reading {self.stream}: {error}") from None
-                continue
+                fault = NoRespondersFault(str(error))
+                away: UnavailableError | None = error
             pause = backoff(attempt)
             attempt += 1
             if loop.time() + pause >= deadline:
+                if away is not None:
+                    raise UnavailableError(f"reading {self.stream}: {away}") from None
                 raise error_of(fault, f"reading {self.stream} within {self.timeout:g} s")
             await asyncio.sleep(pause)
 

@@ -11,17 +11,17 @@ import asyncio
 import logging
 import uuid
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Self
 
 import orjson
 
 from agentfield.codec import Record
-from agentfield.errors import ClosedError, UnavailableError
+from agentfield.errors import ClosedError, NotFoundError, UnavailableError
 from agentfield.fabric import records
 from agentfield.fabric.client import DESCRIPTION
 from agentfield.fabric.connection import Connection, Message, Subscription
-from agentfield.fabric.faults import Fault, NoAnswerFault, error_of
+from agentfield.fabric.faults import NO_MESSAGE, Fault, NoAnswerFault, ServerFault, error_of
 from agentfield.fabric.jetstream import API, PATIENCE, api, backoff
 
 logger = logging.getLogger("agentfield.reader")
@@ -68,8 +68,11 @@ class Reader:
         self._owed = 0
         self._batch_bytes = _BATCH_BYTES
         self._initial_pending = 0
+        self._began_at = 0
         self._closed = False
         self._ahead: records.Delivery | None = None
+        self.heard = 0.0
+        """When the server last said anything, by the loop's clock."""
 
     async def __aenter__(self) -> Self:
         self._subscription = await self._connection.subscribe(f"{self._inbox}.*", self._on_message)
@@ -118,13 +121,10 @@ class Reader:
         else:
             config |= {"deliver_policy": "by_start_sequence", "opt_start_seq": self._next}
         body = {"stream_name": self._stream, "config": config, "action": "create"}
-        try:
-            answer = await api(
-                self._connection, f"CONSUMER.CREATE.{self._stream}.{name}", body, patience=self._patience
-            )
-        except Fault as fault:
-            raise error_of(fault, f"reading {self._stream}") from None
+        answer = await self._ask(f"CONSUMER.CREATE.{self._stream}.{name}", body)
         self._name = name
+        if self._last_per_subject:
+            self._began_at = int((await self._ask(f"STREAM.INFO.{self._stream}"))["state"]["last_seq"])
         self._expected = 1
         self._initial_pending = int(answer.get("num_pending", 0))
         self._arrived.clear()
@@ -132,24 +132,66 @@ class Reader:
 
     async def _on_message(self, message: Message) -> None:
         self._arrived.append(message)
+        self.heard = asyncio.get_running_loop().time()
         self._signal.set()
 
     async def until(self, target: int) -> AsyncIterator[Record]:
-        """Events up to sequence ``target`` (one the stream has reached), then the end.
-
-        With ``last_per_subject``: the last event of every subject, where one written meanwhile may come newer, and,
-        after an interruption, again.
-        """
-        if self._initial_pending == 0:
+        """Events up to sequence ``target`` (one the stream has reached), then the end."""
+        if self._initial_pending == 0 and await self._nothing_left(self._next, target):
             return
         while True:
             delivery = await self._deliver()
-            if delivery.record.sequence > target and not self._last_per_subject:
+            sequence = delivery.record.sequence
+            if sequence > target:
                 self._ahead = delivery  # follow() goes on with it
                 return
             yield delivery.record
-            if delivery.pending == 0 or delivery.record.sequence >= target:
+            if sequence == target or (delivery.pending == 0 and await self._nothing_left(sequence + 1, target)):
                 return
+
+    async def last_of_each(self) -> AsyncIterator[Record]:
+        """The last event of every subject, then the end; for a reader made with ``last_per_subject``.
+
+        A subject may come again, with a newer event, if it is written meanwhile or the replica that answers was
+        behind; and after an interruption everything comes again.
+        """
+        if self._initial_pending == 0 and await self._nothing_left(1, self._began_at):
+            return
+        while True:
+            delivery = await self._deliver()
+            sequence = delivery.record.sequence
+            yield delivery.record
+            # Not before what the stream had reached when the consumer was there: a subject that was written just
+            # before moves up to that point, and so may any number of them.
+            if sequence >= self._began_at:
+                return
+            if delivery.pending == 0 and await self._nothing_left(sequence + 1, self._began_at):
+                return
+
+    async def _nothing_left(self, start: int, stop: int) -> bool:
+        """Whether no event matches from sequence ``start`` to ``stop``, by the word of the stream's leader.
+
+        What a consumer has pending is the word of one replica, which may be behind. A lone server is its own leader.
+        """
+        if start > stop or not self._connection.clustered:
+            return True
+        answers = await asyncio.gather(*(self._first(subject, start) for subject in self._filters or [">"]))
+        return all(sequence is None or sequence > stop for sequence in answers)
+
+    async def _first(self, subject: str, start: int) -> int | None:
+        try:
+            answer = await self._ask(f"STREAM.MSG.GET.{self._stream}", {"seq": start, "next_by_subj": subject})
+        except NotFoundError:
+            return None
+        return int(answer["message"]["seq"])
+
+    async def _ask(self, subject: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        try:
+            return await api(self._connection, subject, body, patience=self._patience)
+        except Fault as fault:
+            if isinstance(fault, ServerFault) and fault.err_code == NO_MESSAGE:
+                raise NotFoundError(str(fault)) from None
+            raise error_of(fault, f"reading {self._stream}") from None
 
     async def follow(self) -> AsyncIterator[Record]:
         """Events without end, the past first; returns when the reader is closed."""
@@ -170,7 +212,7 @@ class Reader:
                 message = await self._receive()
                 if message.status:
                     self._end_of_pull(message)
-                elif message.reply:
+                elif f".{self._name}." in message.reply:  # not from a consumer that was given up
                     delivery = records.of_consumer(message)
                     if delivery.consumer_sequence != self._expected:
                         raise NoAnswerFault("the consumer skipped an event")
@@ -226,3 +268,4 @@ class Reader:
                 attempt += 1
             else:
                 return
+        raise ClosedError("this reader is closed")

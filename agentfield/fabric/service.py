@@ -23,6 +23,7 @@ from agentfield.fabric.call_protocol import (
     HEARTBEAT,
     INVALID_ARGUMENTS,
     RAISED,
+    SEEN_HEADER,
     SILENCE,
     STATUS_HEADER,
     STOPPED,
@@ -62,6 +63,10 @@ class _Call:
         self.patience = patience  # seconds the caller waits; 0 for one that wants a single plain reply
         self.given_up = False
         self.task: asyncio.Task[None] | None = None
+
+    def seen(self) -> dict[str, str]:
+        """The header that tells the caller how far this call has seen the log."""
+        return {} if self.execution is None else {SEEN_HEADER: str(self.execution.seen.revision)}
 
 
 class Service:
@@ -200,7 +205,7 @@ class Service:
         result = b""
         try:
             result = await self._runner(call.name, call.message.payload, call.execution)
-            failure = self._too_large(result)
+            failure = self._too_large(call, result)
         except ArgumentsRefused as error:
             failure = Failure(INVALID_ARGUMENTS, str(error))
         except asyncio.CancelledError:
@@ -215,13 +220,13 @@ class Service:
         if call.given_up:
             return
         if failure is None:
-            await self._deliver(call, result, {STATUS_HEADER: DONE})
+            await self._deliver(call, result, {STATUS_HEADER: DONE} | call.seen())
         else:
-            await self._deliver(call, failure.payload(), failure.headers())
+            await self._deliver(call, failure.payload(), failure.headers() | call.seen())
 
-    def _too_large(self, result: bytes) -> Failure | None:
+    def _too_large(self, call: _Call, result: bytes) -> Failure | None:
         limit = self._connection.max_payload
-        if message_size(result, {STATUS_HEADER: DONE}) <= limit:
+        if message_size(result, {STATUS_HEADER: DONE} | call.seen()) <= limit:
             return None
         return Failure(
             RAISED,

@@ -44,8 +44,6 @@ def ask(port: int, *, within: float) -> Answer | Silence:
     deadline = time.monotonic() + within
     try:
         with socket.create_connection((LOOPBACK, port), timeout=within) as connection:
-            if connection.getsockname() == connection.getpeername():
-                return Silence.NOBODY  # TCP connects a free port to itself when that is the source port it picks
             return _greet(connection, deadline)
     except TimeoutError:
         return Silence.MUTE

@@ -8,8 +8,10 @@ from typing import Self
 from agentfield import execution
 from agentfield.errors import InvalidInputError
 from agentfield.event import Writer
+from agentfield.execution import Seen
 from agentfield.fabric.fabric import Fabric
 from agentfield.memory.addressing import AnyScope, Place
+from agentfield.memory.cache import NearCaches
 from agentfield.memory.lifetime import Lifetimes
 from agentfield.memory.subscription import Registration
 from agentfield.scope import Scope, ScopeKind
@@ -34,6 +36,8 @@ class Base:
         self._actor_id = actor_id
         self._lifetimes = lifetimes or Lifetimes()
         self._bound: AnyScope | None = None
+        self._outside = Seen()
+        self._near = NearCaches()
         self.registrations: list[Registration] = []
         """The handlers declared on this memory and its views, for the agent to serve."""
 
@@ -67,8 +71,16 @@ class Base:
             Scope.of(kind, id)
         view = type(self)(self._fabric, agent=self._agent, actor_id=self._actor_id, lifetimes=self._lifetimes)
         view._bound = (kind, id)
+        view._outside = self._outside
+        view._near = self._near
         view.registrations = self.registrations
         return view
+
+    @property
+    def seen(self) -> Seen:
+        """How far the running execution has seen the log; outside any, how far this memory has."""
+        running = execution.current.get()
+        return self._outside if running is None else running.seen
 
     def _place(self) -> Place:
         return Place(execution.current.get(), self._actor_id, self._bound)

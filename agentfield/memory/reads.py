@@ -6,7 +6,7 @@ Every read asks the log where it cannot be behind an acknowledged write. An outa
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable
-from typing import Any, TypeVar, overload
+from typing import Any, Literal, TypeVar, overload
 
 from agentfield.codec import Record, decode_entry, validate_as
 from agentfield.errors import InvalidInputError
@@ -14,10 +14,16 @@ from agentfield.event import Entry
 from agentfield.fabric.fabric import Fabric
 from agentfield.memory.addressing import read_scopes
 from agentfield.memory.base import Base
+from agentfield.memory.cache import Freshness
 from agentfield.memory.state import is_live, live_entries, value_of
 from agentfield.pattern import Pattern
 
 T = TypeVar("T")
+Consistency = Literal["strong", "session", "cached", "linearizable"]
+"""What a read may trade for speed: ``strong`` (the log's leader, never behind an acknowledged write), ``session`` (any
+replica, never behind what this execution has seen, nor its caller, nor the event that started it), ``cached`` (the same
+promise, from this process's near-cache where that can prove it, without a round trip), ``linearizable`` (a barrier
+first; right even if the leader that answers has been deposed)."""
 
 
 class Reads(Base):
@@ -25,12 +31,25 @@ class Reads(Base):
 
     @overload
     async def get(
-        self, key: str, default: Any = None, scope: str | None = None, scope_id: str | None = None
+        self,
+        key: str,
+        default: Any = None,
+        scope: str | None = None,
+        scope_id: str | None = None,
+        *,
+        consistency: Consistency = "strong",
     ) -> Any: ...
 
     @overload
     async def get(
-        self, key: str, default: Any = None, scope: str | None = None, scope_id: str | None = None, *, as_type: type[T]
+        self,
+        key: str,
+        default: Any = None,
+        scope: str | None = None,
+        scope_id: str | None = None,
+        *,
+        as_type: type[T],
+        consistency: Consistency = "strong",
     ) -> T: ...
 
     async def get(
@@ -41,32 +60,53 @@ class Reads(Base):
         scope_id: str | None = None,
         *,
         as_type: type[Any] | None = None,
+        consistency: Consistency = "strong",
     ) -> Any:
         """The value of a key, or ``default`` if it has none. ``None`` can be a value; use ``exists`` to tell.
 
         ``as_type`` validates the value into a type: a Pydantic model, a dataclass, ``datetime``, ``list[int]``…;
-        :class:`InvalidInputError` if it does not fit. The default is returned as it is.
+        :class:`InvalidInputError` if it does not fit. The default is returned as it is. ``consistency``: see
+        :data:`Consistency`.
         """
         fabric = await self._fabric()
-        found = await self._find(fabric, key, scope, scope_id)
+        found = await self._find(fabric, key, scope, scope_id, consistency)
         if found is None:
             return default
         value = value_of(found)
         return value if as_type is None else validate_as(value, as_type)
 
-    async def entry(self, key: str, scope: str | None = None, scope_id: str | None = None) -> Entry | None:
+    async def entry(
+        self,
+        key: str,
+        scope: str | None = None,
+        scope_id: str | None = None,
+        *,
+        consistency: Consistency = "strong",
+    ) -> Entry | None:
         """The current entry of a key: value, revision, time, writer, which scope answered. None if there is none."""
         fabric = await self._fabric()
-        found = await self._find(fabric, key, scope, scope_id)
+        found = await self._find(fabric, key, scope, scope_id, consistency)
         return None if found is None else decode_entry(found, fabric.subjects)
 
-    async def exists(self, key: str, scope: str | None = None, scope_id: str | None = None) -> bool:
+    async def exists(
+        self,
+        key: str,
+        scope: str | None = None,
+        scope_id: str | None = None,
+        *,
+        consistency: Consistency = "strong",
+    ) -> bool:
         """Whether a key has a value."""
         fabric = await self._fabric()
-        return await self._find(fabric, key, scope, scope_id) is not None
+        return await self._find(fabric, key, scope, scope_id, consistency) is not None
 
     async def get_many(
-        self, keys: Iterable[str], scope: str | None = None, scope_id: str | None = None
+        self,
+        keys: Iterable[str],
+        scope: str | None = None,
+        scope_id: str | None = None,
+        *,
+        consistency: Consistency = "strong",
     ) -> dict[str, Any]:
         """The values of those keys that have one, in the order of ``keys``, in one round trip a thousand subjects."""
         if isinstance(keys, str):
@@ -77,7 +117,7 @@ class Reads(Base):
         subjects = [fabric.subjects.memory(where, key) for key in wanted for where in scopes]
         if not subjects:
             return {}
-        records = await fabric.log.last(subjects)
+        records = await self._look(fabric, subjects, consistency)
         now = fabric.log.now()
         values: dict[str, Any] = {}
         for index, record in enumerate(records):
@@ -106,12 +146,39 @@ class Reads(Base):
         async for entry in self.items(pattern, scope, scope_id):
             yield entry.key
 
-    async def _find(self, fabric: Fabric, key: str, scope: str | None, scope_id: str | None) -> Record | None:
+    async def freshness(self) -> Freshness:
+        """How current this process's near-cache is, and how full; starts it if no read has yet."""
+        return (await self._near.of(await self._fabric())).freshness
+
+    async def _find(
+        self, fabric: Fabric, key: str, scope: str | None, scope_id: str | None, consistency: Consistency
+    ) -> Record | None:
         scopes = read_scopes(self._place(), scope, scope_id)
         memory = fabric.subjects.memory
-        records = await fabric.log.last([memory(where, key) for where in scopes])
+        records = await self._look(fabric, [memory(where, key) for where in scopes], consistency)
         now = fabric.log.now()
         for record in records:
             if record is not None and is_live(record, now):
                 return record
         return None
+
+    async def _look(self, fabric: Fabric, subjects: list[str], consistency: Consistency) -> list[Record | None]:
+        """The last record of each subject, as the consistency asks; what is found counts as seen from then on."""
+        seen = self.seen
+        if consistency == "strong":
+            records = await fabric.log.last(subjects)
+        elif consistency == "cached":
+            cache = self._near.ready(fabric) or await self._near.of(fabric)
+            records = cache.peek(subjects, seen.revision) or await cache.last(subjects, seen.revision)
+        elif consistency == "session":
+            records = await fabric.log.last(subjects, floor=seen.revision)
+        elif consistency == "linearizable":
+            records = await fabric.log.last(subjects, floor=await fabric.log.barrier())
+        else:
+            raise InvalidInputError(
+                f"consistency={consistency!r}: one of 'strong', 'session', 'cached', 'linearizable'"
+            )
+        for record in records:
+            if record is not None:
+                seen.saw(record.sequence)
+        return records

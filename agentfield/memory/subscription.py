@@ -273,6 +273,7 @@ class HandlerRun:
         started = execution.root(
             self._agent, self._actor_id, workflow_id=workflow, session_id=session, cause=event.id, trace=writer.trace
         )
+        started.seen.saw(event.revision)
         return replace(started, workflow_id=workflow, parent_id=writer.execution_id)
 
     async def _give_up(self, event: Event, record: Record, error: Exception, tries: int) -> None:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Self
 from agentfield.codec import OPERATION, Record, decode_value, encode_value, validate_as
 from agentfield.errors import ConflictError, InvalidInputError
 from agentfield.event import Writer
+from agentfield.execution import Seen
 from agentfield.fabric.batch import MAX_BATCH, Expectation
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.log import Conflict
@@ -49,11 +50,13 @@ class Transaction:
         lifetimes: Lifetimes,
         place: Place,
         writer: Writer,
+        seen: Seen,
     ) -> None:
         self._source = fabric
         self._lifetimes = lifetimes
         self._place = place
         self._writer = writer
+        self._reader = seen
         self._fabric: Fabric | None = None
         self._seen: dict[str, _Seen] = {}
         self._writes: dict[str, tuple[Write, Any]] = {}
@@ -98,6 +101,7 @@ class Transaction:
             if seen is None:
                 (record,) = await fabric.log.last([subject])
                 seen = self._seen[subject] = _Seen(where, key, record)
+                self._reader.saw(seen.revision)
             if seen.record is not None and is_live(seen.record, fabric.log.now()):
                 value = value_of(seen.record)
                 return value if as_type is None else validate_as(value, as_type)
@@ -152,6 +156,7 @@ class Transaction:
             return
         try:
             self.revision = await store_together(fabric, self._lifetimes, writes, expectations)
+            self._reader.saw(self.revision)
         except Conflict:
             await self._raise_if_changed()
             first = next(iter(self._seen.values()))

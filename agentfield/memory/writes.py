@@ -20,6 +20,7 @@ from agentfield.memory import clearing
 from agentfield.memory.addressing import write_scope
 from agentfield.memory.base import Base
 from agentfield.memory.lock import Lock
+from agentfield.memory.offline import OfflineBuffer
 from agentfield.memory.state import is_live, value_of
 from agentfield.memory.transaction import Transaction
 from agentfield.memory.writing import Write, check_revision, prepare, store, store_together
@@ -63,7 +64,7 @@ class Writes(Base):
         write = prepare(fabric, target, key, "set", payload, self._writer(), ttl=ttl, event_id=event_id)
         if fence is not None:
             return await self._store_fenced(fabric, write, if_revision, fence)
-        return await store(fabric, self._lifetimes, write, if_revision)
+        return await self._store(fabric, write, if_revision)
 
     async def create(
         self, key: str, value: Any, scope: str | None = None, scope_id: str | None = None, *, ttl: float | None = None
@@ -78,7 +79,7 @@ class Writes(Base):
                 raise ConflictError(key, expected=None, actual=record.sequence)
             write = prepare(fabric, target, key, "set", payload, self._writer(), ttl=ttl)
             try:
-                return await store(fabric, self._lifetimes, write, record.sequence if record else 0)
+                return await self._store(fabric, write, record.sequence if record else 0)
             except ConflictError:
                 continue  # somebody wrote in between: the next look says whether the key is present now
 
@@ -101,7 +102,7 @@ class Writes(Base):
                 return False
             write = prepare(fabric, target, key, "delete", b"", self._writer())
             try:
-                await store(fabric, self._lifetimes, write, record.sequence)
+                await self._store(fabric, write, record.sequence)
             except ConflictError:
                 if if_revision is not None or attempt == _DELETE_TRIES - 1:
                     raise
@@ -137,7 +138,7 @@ class Writes(Base):
                 value = await value
             write = prepare(fabric, target, key, "set", encode_value(value), self._writer(), ttl=ttl)
             try:
-                await store(fabric, self._lifetimes, write, record.sequence if record else 0)
+                await self._store(fabric, write, record.sequence if record else 0)
             except ConflictError:
                 if attempt == UPDATE_TRIES - 1:
                     raise
@@ -190,7 +191,9 @@ class Writes(Base):
         fabric = await self._fabric()
         writer = self._writer()
         writes = [prepare(fabric, target, key, "set", payload, writer, ttl=ttl) for key, payload in encoded.items()]
-        return await store_together(fabric, self._lifetimes, writes)
+        revision = await store_together(fabric, self._lifetimes, writes)
+        self.seen.saw(revision)
+        return revision
 
     async def clear(self, scope: str | None = None, scope_id: str | None = None) -> int:
         """Delete every key of one scope, as events with ``reason="cleared"``, and return how many there were.
@@ -205,7 +208,15 @@ class Writes(Base):
 
     def transaction(self) -> Transaction:
         """Several reads and writes as one: ``async with memory.transaction() as tx``; see :class:`Transaction`."""
-        return Transaction(self._fabric, self._lifetimes, self._place(), self._writer())
+        return Transaction(self._fabric, self._lifetimes, self._place(), self._writer(), self.seen)
+
+    def offline(self, *, limit: int = 1000, timeout: float = 60.0) -> OfflineBuffer:
+        """A buffer of writes that may wait while the server is away: ``async with memory.offline() as buffer``.
+
+        At most ``limit`` writes wait; leaving the block waits up to ``timeout`` seconds for them to be stored; see
+        :class:`OfflineBuffer`.
+        """
+        return OfflineBuffer(self._fabric, self._lifetimes, self._place, self._writer, limit=limit, timeout=timeout)
 
     def lock(
         self,
@@ -230,13 +241,20 @@ class Writes(Base):
             timeout=timeout,
         )
 
+    async def _store(self, fabric: Fabric, write: Write, expected: int | None) -> int:
+        revision = await store(fabric, self._lifetimes, write, expected)
+        self.seen.saw(revision)
+        return revision
+
     async def _store_fenced(self, fabric: Fabric, write: Write, if_revision: int | None, lock: Lock) -> int:
         """Store a write that the server accepts only while the lock is ours."""
         while True:
             fence = lock.fence()
             expectations = [fence] if if_revision is None else [fence, Expectation(write.subject, if_revision)]
             try:
-                return await store_together(fabric, self._lifetimes, [write], expectations)
+                revision = await store_together(fabric, self._lifetimes, [write], expectations)
+                self.seen.saw(revision)
+                return revision
             except Conflict as conflict:
                 if await lock.expects(fence):
                     raise ConflictError(write.key, expected=if_revision, actual=conflict.actual) from None

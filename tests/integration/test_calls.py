@@ -23,8 +23,9 @@ from agentfield import (
 from agentfield.execution import Execution, root
 from agentfield.fabric.call_protocol import ArgumentsRefused, call_subject
 from agentfield.fabric.calls import Calls
-from agentfield.fabric.connection import Connection
+from agentfield.fabric.connection import Connection, Message
 from agentfield.fabric.micro import Endpoint, find_all
+from agentfield.fabric.offer import Offer
 from agentfield.fabric.service import Service
 from tests.support import NatsServer, eventually
 
@@ -121,6 +122,44 @@ async def test_a_call_brings_the_result(net: Net) -> None:
     assert await call(await net.calls(), "stock.check", b'{"order":1}') == b'{"order":1}'
 
 
+async def test_a_result_that_arrived_is_acknowledged_and_holds_no_stop_up(net: Net) -> None:
+    service = await net.service("stock", check=echo)
+    await call(await net.calls(), "stock.check")
+    began = time.monotonic()
+    await service.drain(10.0)
+    assert time.monotonic() - began < 1
+
+
+async def test_a_result_waits_for_a_caller_who_does_not_listen_at_the_moment(net: Net) -> None:
+    callee, caller = await net.connection(), await net.connection()
+    arrived: list[Message] = []
+
+    async def listen(message: Message) -> None:
+        arrived.append(message)
+        await caller.publish(message.reply)
+
+    tried = 0
+
+    def hurried() -> bool:
+        nonlocal tried
+        tried += 1
+        return False
+
+    offer = Offer(f"{net.namespace}.inbox", b"7", {"A": "b"}, 30.0)
+    made = asyncio.create_task(offer.made(callee, hurried=hurried))
+    await eventually(lambda: tried >= 2)
+    await caller.subscribe(offer.subject, listen)
+    assert await asyncio.wait_for(made, 10) is None
+    assert [(message.payload, message.headers["A"]) for message in arrived] == [(b"7", "b")]
+
+
+async def test_a_result_for_a_caller_that_is_gone_is_dropped_soon_when_there_is_a_hurry(net: Net) -> None:
+    offer = Offer(f"{net.namespace}.inbox", b"7", {}, 30.0)
+    reason = await asyncio.wait_for(offer.made(await net.connection(), hurried=lambda: True), 10)
+    assert reason is not None
+    assert "does not listen" in reason
+
+
 async def test_an_unknown_agent_is_reported_at_once(net: Net) -> None:
     calls = await net.calls()
     began = time.monotonic()
@@ -134,7 +173,7 @@ async def test_an_agent_of_another_namespace_does_not_count(net: Net, namespace:
     await net.service("stock", namespace=f"{namespace}-b"[-32:], check=echo)
     calls = await net.calls()
     began = time.monotonic()
-    with pytest.raises(AgentUnavailableError):
+    with pytest.raises(AgentUnavailableError, match="no agent 'stock' is running"):
         await call(calls, "stock.check")
     assert time.monotonic() - began < 1
 
@@ -485,6 +524,27 @@ async def test_an_outage_longer_than_a_callees_silence_may_be_is_not_taken_for_i
         assert not pending.done()
         gate.open()
         assert await pending == b"7"
+
+
+async def test_after_an_outage_a_callee_has_its_whole_time_to_be_heard_again(
+    fresh_server: NatsServer, namespace: str
+) -> None:
+    """Here a callee that never comes back."""
+    async with net_on(fresh_server.url, namespace) as net:
+        gate = Gate()
+        service = await net.service("stock", check=gate)
+        calls = await net.calls(silence=2.5)
+        pending = asyncio.create_task(call(calls, "stock.check"))
+        await eventually(lambda: gate.entered)
+        await fresh_server.kill()
+        gone = time.monotonic()
+        await service.drain(0.0)
+        await eventually(lambda: time.monotonic() - gone > 3)
+        await fresh_server.start()
+        back = time.monotonic()
+        with pytest.raises(AgentUnavailableError, match="silent"):
+            await pending
+        assert time.monotonic() - back > 1.6
 
 
 async def test_time_in_which_the_callers_own_loop_was_blocked_is_not_the_callees_silence(net: Net) -> None:

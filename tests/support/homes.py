@@ -51,6 +51,10 @@ def kill(pid: int) -> None:
     wait_until(lambda: not psutil.pid_exists(pid), within=5, what=f"process {pid} is gone")
 
 
+async def expected(error: Exception) -> None:
+    """Take note of the end of a server that the test ended, which a client of nats-py would otherwise log."""
+
+
 class Asker:
     """A Python process that waits for `go`, then asks for a home's server, says what it got, and waits again."""
 

@@ -6,8 +6,11 @@ import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
+
 from tests.support.node import Node
 from tests.support.ports import PortTakenError, free_ports
+from tests.support.waiting import wait_until
 
 _STOP_DEADLINE = 20.0
 _LAUNCH_TRIES = 10
@@ -95,9 +98,11 @@ class NatsServer(Node):
             self._process = None
 
     def freeze(self) -> None:
-        """Send SIGSTOP."""
+        """Send SIGSTOP, and return when the process has stopped: a server has many threads, and answers meanwhile."""
         if self._process is not None:
             self._process.send_signal(signal.SIGSTOP)
+            process = psutil.Process(self._process.pid)
+            wait_until(lambda: process.status() == psutil.STATUS_STOPPED, within=5, what=f"{self.name} has stopped")
 
     def thaw(self) -> None:
         """Send SIGCONT."""

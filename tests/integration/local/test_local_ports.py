@@ -71,6 +71,15 @@ async def test_a_home_that_is_new_gets_the_usual_port_or_one_above_it(new_home: 
     assert CLIENT_PORT <= port_of(server) < CLIENT_PORT + 100
 
 
+async def test_a_home_that_is_not_new_gets_its_ports_again(home: Path) -> None:
+    earlier = Home(home).read_record()
+    assert earlier is not None
+    for _ in range(2):
+        server = await ensure_server(home)
+        assert (server.url, server.monitor_url) == (earlier.url, earlier.monitor_url)
+        assert await stop_server(home) is True
+
+
 async def test_a_port_that_is_taken_meanwhile_is_given_up(home: Path) -> None:
     first = await ensure_server(home)
     assert await stop_server(home) is True

@@ -18,7 +18,7 @@ from agentfield.local import Server, ensure_server, find_server, stop_server
 from agentfield.local.home import Home
 from agentfield.local.probe import Answer, ask
 from tests.support import eventually, monitor
-from tests.support.homes import Asker, kill, servers_on
+from tests.support.homes import Asker, expected, kill, servers_on
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -137,7 +137,7 @@ async def test_what_was_stored_is_there_after_a_crash(home: Path) -> None:
 
 async def test_who_is_connected_finds_it_again_after_a_stop_and_a_start(home: Path) -> None:
     first = await ensure_server(home)
-    client = await nats.connect(first.url, max_reconnect_attempts=-1, reconnect_time_wait=0.05)
+    client = await nats.connect(first.url, max_reconnect_attempts=-1, reconnect_time_wait=0.05, error_cb=expected)
 
     assert await stop_server(home) is True
     await eventually(lambda: not client.is_connected, what="the client has noticed")

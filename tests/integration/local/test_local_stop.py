@@ -14,7 +14,7 @@ import pytest
 from agentfield.errors import UnavailableError
 from agentfield.local import ensure_server, find_server, lifecycle, stop_server
 from tests.support import eventually
-from tests.support.homes import kill, servers_on
+from tests.support.homes import expected, kill, servers_on
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -33,7 +33,7 @@ def record_pid(home: Path, pid: int) -> None:
 
 async def test_a_server_with_clients_is_stopped_properly(home: Path) -> None:
     server = await ensure_server(home)
-    client = await nats.connect(server.url, allow_reconnect=False)
+    client = await nats.connect(server.url, allow_reconnect=False, error_cb=expected)
 
     assert await stop_server(home) is True
 

@@ -84,7 +84,11 @@ async def test_a_home_below_a_file_is_refused(tmp_path: Path) -> None:
             await ensure_server(home)
 
 
-@pytest.mark.parametrize("home", ["/proc/agentfield", "/sys/agentfield", "/sys/kernel"])
+@pytest.mark.parametrize(
+    "home",
+    ["/proc/agentfield", "/sys/agentfield", "/sys/kernel", f"/proc/{os.getpid()}/fdinfo"],
+    ids=["not made in /proc", "not made in /sys", "not written in /sys", "not written in /proc"],
+)
 async def test_a_home_that_cannot_be_made_or_written_is_refused(home: str) -> None:
     assert find_server(home) is None
     with pytest.raises(UnavailableError, match=rf"cannot be kept in {home} \(.+\): make it writable, or name another"):
@@ -108,6 +112,17 @@ async def test_a_full_disk_is_named_and_nothing_is_left_behind(small_disk: Path)
     assert not servers_on(home)
     filler.unlink()
     assert (await ensure_server(home)).started is True
+
+
+async def test_a_disk_with_too_little_room_for_any_stream_is_refused_at_once(small_disk: Path) -> None:
+    home = small_disk / "home"
+    filler = fill(small_disk)
+    os.truncate(filler, filler.stat().st_size - 512 * 1024)
+
+    with pytest.raises(UnavailableError, match=r"no room for the server's data .*\d+ KB are free"):
+        await ensure_server(home)
+
+    assert not servers_on(home)
 
 
 async def test_a_disk_that_fills_under_a_running_server_shows_as_its_fault(small_disk: Path) -> None:
@@ -151,6 +166,7 @@ def test_a_file_size_limit_is_named_and_nothing_is_left_behind(
     assert "\n" not in answer["message"]
     assert str(new_home) in answer["message"]
     assert not servers_on(new_home)
+    assert not list(new_home.glob("*.new"))
     assert lifecycle.ensure(new_home).started is True
 
 
@@ -187,10 +203,12 @@ async def test_a_server_that_is_slow_to_come_up_is_not_cut_off(home: Path, monke
     """A large store takes longer to restore than anybody waits; killing the server then would be for ever."""
     gate = home.parent / "gate"
     slow = script(home.parent / "slow", f'until [ -e "{gate}" ]; do sleep 0.01; done; exec "{find_binary().path}" "$@"')
+    (home / "server.pid").write_text("1")  # left by an earlier server that crashed
     monkeypatch.setattr(launch, "START_DEADLINE", 0.3)
     with pytest.raises(UnavailableError, match=r"is not ready after 0\.3 s and goes on trying") as slowness:
         launch.launch(Home(home), Binary(slow, "2.15.1"))
     assert is_one_sentence(slowness)
+    assert not (home / "server.pid").exists()
 
     gate.touch()
     server = await ensure_server(home)

@@ -1,0 +1,225 @@
+"""``get``, ``set``, ``delete`` and ``ls``: what memory holds now.
+
+Reads look into every scope unless one is named, since whoever asks at a command line runs in none. Writes go to the
+global scope unless one is named.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+
+import click
+
+from agentfield.cli.connecting import connected, wait
+from agentfield.cli.invocation import Command, Invocation, command
+from agentfield.cli.kinds import DURATION, value_of
+from agentfield.cli.output import age, shortened
+from agentfield.cli.scopes import option_for, scope_options, to_read, to_write
+from agentfield.codec import decode_entry
+from agentfield.errors import InvalidInputError, NotFoundError
+from agentfield.event import Entry
+from agentfield.fabric.fabric import Fabric
+from agentfield.key import check_key
+from agentfield.memory import Memory
+from agentfield.memory.addressing import AnyScope
+from agentfield.memory.state import live_entries
+from agentfield.naming import shown
+from agentfield.pattern import Pattern
+from agentfield.scope import Scope
+
+_NAMED = 5
+"""Scopes that an error message names one by one."""
+
+_NEGATIVE = re.compile(r"-\.?\d")
+_MARK = "\0"
+"""Cannot be part of an argument, so it is nobody's own."""
+
+
+@command("get")
+@click.argument("key")
+@scope_options
+def get_command(invocation: Invocation, key: str, scope: AnyScope | None) -> None:
+    """Print the value of a key.
+
+    A string is printed bare, anything else as JSON. Without a scope, every scope is searched, and the one entry found
+    is printed; if several hold the key, nothing is printed and the error says how to choose. With --json: the value
+    with its revision, scope, time and writer.
+    """
+    check_key(key)
+
+    async def get() -> Entry:
+        async with connected(invocation) as fabric:
+            return _only(key, await _entries(fabric, Pattern.parse(key), to_read(scope)), scope)
+
+    entry = wait(get())
+    if invocation.json:
+        invocation.output.object(entry.model_dump(mode="json"))
+    else:
+        invocation.output.value(entry.value)
+
+
+class _WithNumbers(Command):
+    """A command whose arguments may be negative numbers, which are no options."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Marks negative numbers, so that they do not look like options to click."""
+        options = [param for param in self.params if isinstance(param, click.Option) and not param.is_flag]
+        with_value = {name for option in options for name in option.opts}
+        marked = [
+            _MARK + arg if _NEGATIVE.match(arg) and before not in with_value else arg
+            for before, arg in zip(["", *args], args, strict=False)
+        ]
+        return super().parse_args(ctx, marked)
+
+
+@command("set", kind=_WithNumbers)
+@click.argument("key")
+@click.argument("value")
+@click.option("--string", is_flag=True, help="Take VALUE as a string, whatever it looks like.")
+@click.option("--ttl", type=DURATION, metavar="TIME", help="Let the entry expire: after seconds, or such as 15m or 2h.")
+@click.option(
+    "--if-revision",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Write only if the key is at this revision; 0: only if it was never written.",
+)
+@scope_options
+def set_command(
+    invocation: Invocation,
+    key: str,
+    value: str,
+    string: bool,
+    ttl: float | None,
+    if_revision: int | None,
+    scope: AnyScope | None,
+) -> None:
+    """Store a value under a key and print its revision.
+
+    VALUE is taken as JSON if it is valid JSON, else as a string: 42 is a number, '"42"' and --string 42 are strings.
+    If it is -, it is read from standard input, without the newline at its end. Without a scope, the global one.
+    """
+    check_key(key)
+    target = to_write(scope)
+    text = _standard_input() if value == "-" else value.removeprefix(_MARK)
+    content = text if string else value_of(text)
+
+    async def store() -> int:
+        async with connected(invocation) as fabric:
+            return await _memory(fabric).set(key, content, target.kind, target.id, ttl=ttl, if_revision=if_revision)
+
+    revision = wait(store())
+    if invocation.json:
+        invocation.output.object({"key": key, "scope": target.kind, "scope_id": target.id, "revision": revision})
+    else:
+        invocation.output.text(str(revision))
+
+
+@command("delete")
+@click.argument("key")
+@click.option("--if-revision", type=click.IntRange(min=0), metavar="N", help="Only if the key is at this revision.")
+@scope_options
+def delete_command(invocation: Invocation, key: str, if_revision: int | None, scope: AnyScope | None) -> None:
+    """Take a key's value away; its history stays.
+
+    Without a scope, in the global one. It is an error if the key has no value there.
+    """
+    check_key(key)
+    target = to_write(scope)
+
+    async def delete() -> None:
+        async with connected(invocation) as fabric:
+            if not await _memory(fabric).delete(key, target.kind, target.id, if_revision=if_revision):
+                others = await _entries(fabric, Pattern.parse(key), to_read(None)) if scope is None else []
+                raise NotFoundError(f"there is no {shown(key)} in {_named(target)}{_elsewhere(others)}")
+
+    wait(delete())
+    if invocation.json:
+        invocation.output.object({"key": key, "scope": target.kind, "scope_id": target.id, "deleted": True})
+    else:
+        invocation.output.text(f"deleted from {_named(target)}")
+
+
+@command("ls")
+@click.argument("pattern", default="*")
+@scope_options
+def ls_command(invocation: Invocation, pattern: str, scope: AnyScope | None) -> None:
+    """List current entries.
+
+    PATTERN is a key in which * stands for one or more characters; quote it. Without one: every key. Without a scope:
+    every scope there is.
+    """
+    parsed = Pattern.parse(pattern)
+
+    async def look() -> tuple[list[Entry], int]:
+        async with connected(invocation) as fabric:
+            return await _entries(fabric, parsed, to_read(scope)), fabric.log.now()
+
+    entries, now = wait(look())
+    entries.sort(key=lambda entry: (entry.scope, entry.scope_id, entry.key))
+    output = invocation.output
+    if invocation.json:
+        for entry in entries:
+            output.object(entry.model_dump(mode="json"))
+    elif entries:
+        rows = [_row(entry, now) for entry in entries]
+        output.table(("scope", "id", "key", "value", "revision", "age", "writer"), rows, right=("revision", "age"))
+    else:
+        output.note(f"no entry matches {shown(pattern)}")
+
+
+def _row(entry: Entry, now: int) -> Sequence[str]:
+    return (
+        entry.scope,
+        "-" if entry.scope == "global" else entry.scope_id,
+        entry.key,
+        shortened(entry.value),
+        str(entry.revision),
+        age(now / 1e9 - entry.timestamp.timestamp()),
+        entry.writer.agent or "-",
+    )
+
+
+async def _entries(fabric: Fabric, pattern: Pattern, scopes: Sequence[AnyScope]) -> list[Entry]:
+    return [decode_entry(record, fabric.subjects) async for record in live_entries(fabric, [pattern], scopes)]
+
+
+def _memory(fabric: Fabric) -> Memory:
+    async def source() -> Fabric:
+        return fabric
+
+    return Memory(source)
+
+
+def _only(key: str, entries: Sequence[Entry], scope: AnyScope | None) -> Entry:
+    if len(entries) == 1:
+        return entries[0]
+    if entries:
+        raise InvalidInputError(f"{shown(key)} is in {len(entries)} scopes: choose one with {_choices(entries)}")
+    kind, id = scope or (None, None)
+    where = "any scope" if kind is None else f"any {kind}" if id is None else _named(Scope(kind, id))
+    raise NotFoundError(f"there is no {shown(key)} in {where}")
+
+
+def _choices(entries: Sequence[Entry]) -> str:
+    options = [option_for(Scope(entry.scope, entry.scope_id)) for entry in entries]
+    left = len(options) - _NAMED
+    if left > 0:
+        return f"{', '.join(options[:_NAMED])} … `agentfield ls` lists the other {left}"
+    return " or ".join(filter(None, (", ".join(options[:-1]), options[-1])))
+
+
+def _elsewhere(entries: Sequence[Entry]) -> str:
+    return f"; it is elsewhere: choose with {_choices(entries)}" if entries else ""
+
+
+def _named(scope: Scope) -> str:
+    return "the global scope" if scope.kind == "global" else f"{scope.kind} {shown(scope.id)}"
+
+
+def _standard_input() -> str:
+    try:
+        return sys.stdin.buffer.read().decode().removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise InvalidInputError(f"standard input is not UTF-8 text ({error}): encode it first") from None

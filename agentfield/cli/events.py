@@ -1,0 +1,167 @@
+"""``history`` and ``tail``: what happened, and what is happening."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Literal, NoReturn
+
+import click
+
+from agentfield.cli.connecting import connected, wait
+from agentfield.cli.invocation import Invocation, command
+from agentfield.cli.kinds import POINT, Point
+from agentfield.cli.logs import warn_on_stderr
+from agentfield.cli.notes import Note, follow_notes
+from agentfield.cli.output import Output, Part, moment, reader_gone, shortened, visible
+from agentfield.cli.scopes import scope_options, to_read
+from agentfield.errors import InvalidInputError, NotFoundError
+from agentfield.event import Event
+from agentfield.fabric.fabric import Fabric
+from agentfield.memory.addressing import AnyScope
+from agentfield.memory.history import bounds, events_between, first, newest_first
+from agentfield.memory.watch import CaughtUp, watching
+from agentfield.naming import shown
+from agentfield.pattern import Pattern
+from agentfield.scope import Scope
+
+_SHOWN_VALUE = 200
+
+
+@command("history")
+@click.argument("pattern", metavar="KEY_OR_PATTERN", default="*")
+@click.option("--since", type=POINT, metavar="POINT", help="From this time (RFC 3339), age (15m, 2h) or revision on.")
+@click.option("--until", type=POINT, metavar="POINT", help="Up to before this time or age, or up to this revision.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Stop after so many events.")
+@click.option("--reverse", is_flag=True, help="The newest first.")
+@scope_options
+def history_command(
+    invocation: Invocation,
+    pattern: str,
+    since: Point | None,
+    until: Point | None,
+    limit: int | None,
+    reverse: bool,
+    scope: AnyScope | None,
+) -> None:
+    """Show what happened to a key, or to every key of a pattern.
+
+    One event a line, the newest last. Without a scope: in every scope there is.
+    """
+    parsed = Pattern.parse(pattern)
+    output = invocation.output
+
+    async def show() -> int:
+        count = 0
+        async with connected(invocation) as fabric:
+            start, stop = await bounds(fabric, _resolved(since, fabric), _resolved(until, fabric))
+            events = events_between(fabric, [parsed], to_read(scope), start=start, stop=stop)
+            async for event in newest_first(events, limit) if reverse else first(events, limit):
+                _print_event(event, output)
+                count += 1
+        return count
+
+    if wait(show()) == 0:
+        if parsed.is_literal and since is None and until is None:
+            raise NotFoundError(f"nothing has ever happened to {shown(pattern)} there")
+        output.note(f"no event of {shown(pattern)} in that time")
+
+
+@command("tail")
+@click.argument("patterns", metavar="[PATTERN]...", nargs=-1)
+@click.option("--notes", is_flag=True, help="Show what agents note, too.")
+@click.option("--from-start", is_flag=True, help="Begin with everything that has ever happened.")
+@scope_options
+def tail_command(
+    invocation: Invocation, patterns: Sequence[str], notes: bool, from_start: bool, scope: AnyScope | None
+) -> None:
+    """Show changes as they happen, until Ctrl-C.
+
+    One event a line, of the keys that match one of the patterns; without any, of all. Without a scope: in every scope
+    there is. When the server is away, it waits and misses nothing.
+    """
+    parsed = [Pattern.parse(text) for text in patterns or ["*"]]
+    warn_on_stderr()
+    wait(_tail(invocation, parsed, to_read(scope), notes=notes, from_start=from_start))
+
+
+async def _tail(
+    invocation: Invocation, patterns: Sequence[Pattern], scopes: Sequence[AnyScope], *, notes: bool, from_start: bool
+) -> None:
+    output = invocation.output
+    async with connected(invocation) as fabric, asyncio.TaskGroup() as tasks:
+        noting = asyncio.Event()
+
+        async def events() -> None:
+            start: Literal["all", "new"] = "all" if from_start else "new"
+            async for item in watching(fabric, patterns, scopes, start):
+                if isinstance(item, CaughtUp):
+                    await noting.wait()
+                    output.note(
+                        f"following {fabric.topology.namespace} after revision {item.revision}; Ctrl-C ends this"
+                    )
+                else:
+                    _print_event(item, output, flush=True)
+
+        async def remarks() -> None:
+            async for note in follow_notes(fabric, from_start=from_start, ready=noting.set):
+                _print_note(note, output)
+
+        tasks.create_task(events())
+        tasks.create_task(_until_reader_gone())
+        if notes:
+            tasks.create_task(remarks())
+        else:
+            noting.set()
+
+
+async def _until_reader_gone() -> NoReturn:
+    await reader_gone()
+    raise BrokenPipeError
+
+
+def _resolved(point: Point | None, fabric: Fabric) -> datetime | int | None:
+    """The point with ages counted back from now, by the server's clock."""
+    if not isinstance(point, timedelta):
+        return point
+    now = datetime.fromtimestamp(fabric.log.now() / 1e9, UTC)
+    try:
+        return now - point
+    except OverflowError:
+        raise InvalidInputError(f"{point} ago is before time began: give a shorter age, or leave it out") from None
+
+
+def _print_event(event: Event, output: Output, *, flush: bool = False) -> None:
+    if output.as_json:
+        output.object(event.model_dump(mode="json"), flush=flush)
+        return
+    scope = Scope(event.scope, event.scope_id)
+    parts: list[Part] = [
+        (moment(event.timestamp), "dim"),
+        (f"r{event.revision}", "cyan"),
+        visible(str(scope)),
+        (event.key, "bold"),
+        *_change(event),
+    ]
+    if event.writer.agent is not None:
+        parts += [("by", "dim"), event.writer.agent]
+    output.line(*parts, flush=flush)
+
+
+def _change(event: Event) -> list[Part]:
+    before: list[Part] = []
+    if event.previous_data is not None:
+        before = [(shortened(event.previous_data, _SHOWN_VALUE), "dim"), ("→", "dim")]
+    if event.operation == "set":
+        return [*before, (shortened(event.data, _SHOWN_VALUE), "green")]
+    return [*before, ("deleted" if event.reason is None else event.reason, "red")]
+
+
+def _print_note(note: Note, output: Output) -> None:
+    if output.as_json:
+        output.object(note.fields(), flush=True)
+        return
+    tags: list[Part] = [(" ".join(f"#{visible(tag)}" for tag in note.tags), "dim")] if note.tags else []
+    text = visible(note.text).replace("\n", "\\n")
+    output.line((moment(note.timestamp), "dim"), ("note", "cyan"), (note.agent, "bold"), text, *tags, flush=True)
