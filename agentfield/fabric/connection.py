@@ -30,7 +30,8 @@ from agentfield.errors import (
     UnavailableError,
 )
 from agentfield.fabric.client import STATUS, Client
-from agentfield.fabric.faults import MINIMUM_SERVER, ConnectionLostFault, NoAnswerFault, NoRespondersFault
+from agentfield.fabric.faults import ConnectionLostFault, NoAnswerFault, NoRespondersFault
+from agentfield.server_version import MINIMUM_SERVER, is_supported
 
 logger = logging.getLogger("agentfield.connection")
 
@@ -51,7 +52,6 @@ IN_FLIGHT = 1000
 """Requests that may await their answers at once; more wait here. Enough to keep any server busy; far below what a
 stream refuses, and few enough that each is answered well within one try."""
 _INBOUND_BYTES = 512 * 1024 * 1024
-_VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
 _DENIED = re.compile(r"permissions violation for (publish|subscription) to \"?([^\"\s]+)", re.IGNORECASE)
 _REFUSED = re.compile(r"authorization|authentication", re.IGNORECASE)
 _SCHEMES = ({"nats", "tls"}, {"ws", "wss"})
@@ -429,10 +429,8 @@ class Connection:
                 )
 
     def _check_version(self, version: str) -> None:
-        if _numbers(version) < _numbers(MINIMUM_SERVER):
-            raise IncompatibleServerError(
-                found=f"nats-server {version}", needed=f"nats-server {MINIMUM_SERVER} or later", server=self.url
-            )
+        if not is_supported(version):
+            raise IncompatibleServerError(found=version, needed=MINIMUM_SERVER, server=self.url)
 
     # -- traffic ------------------------------------------------------------------------------------------------------
 
@@ -613,11 +611,6 @@ def _check_size(payload: bytes, headers: Mapping[str, str] | None, limit: int) -
 
 def _text(error: Exception) -> str:
     return str(error) or type(error).__name__
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    found = _VERSION.match(version)
-    return tuple(int(part) for part in found.groups()) if found else (0, 0, 0)
 
 
 def _without_password(url: str) -> str:

@@ -26,7 +26,7 @@ from typing import Any
 import orjson
 
 from agentfield.codec import Record
-from agentfield.errors import ClosedError, UnavailableError
+from agentfield.errors import AgentFieldError, ClosedError, UnavailableError
 from agentfield.fabric import records
 from agentfield.fabric.client import DESCRIPTION
 from agentfield.fabric.connection import Connection, ConnectionState, Message, Subscription
@@ -311,7 +311,9 @@ class PinnedConsumer:
                     pin = await self._acquire()
                     attempt = 0
                     await self._hold(pin)
-                except (Fault, UnavailableError, TimeoutError) as error:
+                except ClosedError:
+                    raise
+                except (Fault, AgentFieldError, TimeoutError) as error:
                     logger.debug("consumer %s: %r", self._spec.name, error)
                     self._release()
                     await asyncio.sleep(backoff(attempt))
@@ -326,7 +328,9 @@ class PinnedConsumer:
             await self._connection.wait_connected(60.0)
             self._lost = False
             await self.ensure()
-        except UnavailableError as error:
+        except ClosedError:
+            raise
+        except AgentFieldError as error:
             logger.warning("consumer %s: %s; trying again", self._spec.name, error)
 
     def _on_state(self, state: ConnectionState) -> None:

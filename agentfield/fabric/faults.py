@@ -22,14 +22,10 @@ from agentfield.errors import (
     InvalidInputError,
     UnavailableError,
 )
-
-MINIMUM_SERVER = "2.15.1"
-"""The oldest nats-server that keeps every promise: atomic batches, schedules, consumer reset, and ``sync_interval:
-always`` honoured during block compaction."""
-
+from agentfield.server_version import MINIMUM_SERVER
 
 NO_MESSAGE = 10037
-"""The server's error for a message that is not there."""
+"""The server's error code for a message that is not there."""
 
 
 class Fault(Exception):
@@ -135,8 +131,8 @@ class ServerFault(Fault):
         return int(found.group(1)) if found else None
 
 
-def error_of(fault: Fault, doing: str) -> AgentFieldError:
-    """Translate a fault that retrying did not mend into what a user sees.
+def error_of(fault: Fault | UnavailableError, doing: str) -> AgentFieldError:
+    """Translate a fault that retrying did not mend, or the lack of a connection, into what a user sees.
 
     ``doing`` names the attempted work ("reading 3 keys"). Use it only where nothing was stored, or nothing was to be
     stored: an unknown outcome of a write is for the writer to report, with its event id.
@@ -150,9 +146,11 @@ def error_of(fault: Fault, doing: str) -> AgentFieldError:
         if fault.verdict is Verdict.INCOMPATIBLE:
             return IncompatibleServerError(
                 found=f"a server that answers “{fault.description}”",
-                needed=f"nats-server {MINIMUM_SERVER} or later with JetStream enabled for this account",
+                needed=f"{MINIMUM_SERVER} with JetStream enabled for this account",
             )
         return UnavailableError(detail)
+    if isinstance(fault, UnavailableError):
+        return UnavailableError(f"{doing}: {fault}")
     if isinstance(fault, NoRespondersFault):
         return UnavailableError(
             f"{doing}: nobody answers there (is JetStream enabled, and has the server finished starting?)"

@@ -17,12 +17,19 @@ from typing import Any, NamedTuple
 import orjson
 
 from agentfield.codec import EVENT_HEADER, EVENT_ID, Record
-from agentfield.errors import InvalidInputError, OutcomeUnknownError, UnavailableError
+from agentfield.errors import (
+    AccessDeniedError,
+    ClosedError,
+    InvalidInputError,
+    OutcomeUnknownError,
+    UnavailableError,
+)
 from agentfield.execution import new_id
 from agentfield.fabric import records
 from agentfield.fabric.client import DESCRIPTION
-from agentfield.fabric.connection import Connection, ConnectionState, Message
+from agentfield.fabric.connection import Connection, ConnectionState, Message, Subscription
 from agentfield.fabric.faults import (
+    NO_MESSAGE,
     ConnectionLostFault,
     Fault,
     NoAnswerFault,
@@ -43,6 +50,9 @@ EXPECTED_ON = "Nats-Expected-Last-Subject-Sequence-Subject"
 MULTI_LAST_LIMIT = 1024
 """Subjects that one multi-get may answer (the server says 413 above)."""
 _CHUNK = 1000
+_COMPLETE, _NOTHING, _TOO_MANY = 204, 404, 413
+"""The statuses with which a multi-get ends. The second is also said when a message that is there cannot be read."""
+_NO_RESULTS = "No Results"
 _PAGE = 512
 _PAGE_BYTES = 16 * 1024 * 1024
 _FEW = 8
@@ -167,9 +177,11 @@ class Log:
 
         ``expected`` is the sequence that the last event of the subject, or of the literal subject ``on``, must have (0:
         none yet). Tries again, with the same id, while the outcome is open, up to the log's timeout. ``repeated`` says
-        that an earlier call with this id had an open outcome: what that one stored is no conflict. Raises :class:`Conflict` (nothing stored),
-        :class:`UnavailableError` (nothing stored), :class:`OutcomeUnknownError` (a try was sent and never answered:
-        it may be stored; trying again with the same id is safe), :class:`InvalidInputError` (too large).
+        that an earlier call with this id had an open outcome: what that one stored is no conflict.
+
+        Raises :class:`Conflict` (nothing stored), :class:`UnavailableError` (nothing stored),
+        :class:`OutcomeUnknownError` (a try was sent and never answered: it may be stored; trying again with the same id
+        is safe), :class:`InvalidInputError` (too large).
         """
         self.check_size(subject, payload, headers)
         if expected is not None:
@@ -286,13 +298,14 @@ class Log:
             for record in page:
                 yield record
             return
+        streaming = self.replicas == 1
         seen: dict[str, None] = {}
         async with Reader(self.connection, self.stream, filters, last_per_subject=True) as reader:
             async for record in reader.last_of_each():
-                if self.replicas == 1 and record.subject not in seen:
+                if streaming and record.subject not in seen:
                     yield record
                 seen[record.subject] = None
-        if self.replicas > 1:  # the replica that answered may have been behind: it can only say which subjects there are
+        if not streaming:  # the replica that answered may have been behind: it only said which subjects there are
             subjects = list(seen)
             for start in range(0, len(subjects), _CHUNK):
                 for record in await self._multi_last(subjects[start : start + _CHUNK]) or ():
@@ -337,7 +350,7 @@ class Log:
 
     async def _direct_last(self, subject: str) -> Record | None:
         (answer,) = await self._patiently(f"{self._direct}.{subject}", b"", single=True)
-        if answer.status == 404:
+        if answer.status == _NOTHING:
             return None
         if answer.status:
             raise UnavailableError(
@@ -388,7 +401,7 @@ class Log:
         deadline = loop.time() + self.timeout
         attempt = 0
         while True:
-            page = await self._page({"multi_last": list(filters), "batch": _PAGE, "max_bytes": _PAGE_BYTES}, up_to, start)
+            page = await self._page(filters, up_to, start)
             if page.status == _TOO_MANY or (page.status == _COMPLETE and page.up_to >= floor and page.records):
                 return page
             nothing = page.status == _NOTHING and not start  # a later page was promised something
@@ -411,14 +424,15 @@ class Log:
                 return False
         return True
 
-    async def _page(self, body: dict[str, Any], up_to: int | None, start: int) -> _Page:
+    async def _page(self, filters: Sequence[str], up_to: int | None, start: int) -> _Page:
+        body: dict[str, Any] = {"multi_last": list(filters), "batch": _PAGE, "max_bytes": _PAGE_BYTES}
         if up_to is not None:
             body["up_to_seq"] = up_to
         if start:
             body["seq"] = start
         answer = await self._patiently(self._direct, orjson.dumps(body), single=False)
         end = answer.pop()
-        if end.status == _NOTHING and end.headers.get(DESCRIPTION) != "No Results":
+        if end.status == _NOTHING and end.headers.get(DESCRIPTION) != _NO_RESULTS:
             raise UnavailableError(f"reading {self.stream}: the server says {end.headers.get(DESCRIPTION)!r}")
         return _Page(
             [records.of_direct(message) for message in answer],
@@ -434,21 +448,18 @@ class Log:
         attempt = 0
         while True:
             limit = min(ATTEMPT, max(0.001, deadline - loop.time()))
-            fault: Fault
+            fault: Fault | UnavailableError
             try:
                 if single:
                     return [await self.connection.request(subject, payload, timeout=limit)]
                 return await self.connection.request_many(subject, payload, timeout=limit, last=_is_end)
             except (NoAnswerFault, NoRespondersFault) as caught:
                 fault = caught
-            except UnavailableError as error:
-                fault = NoRespondersFault(str(error))
-                away: UnavailableError | None = error
+            except UnavailableError as caught:
+                fault = caught
             pause = backoff(attempt)
             attempt += 1
             if loop.time() + pause >= deadline:
-                if away is not None:
-                    raise UnavailableError(f"reading {self.stream}: {away}") from None
                 raise error_of(fault, f"reading {self.stream} within {self.timeout:g} s")
             await asyncio.sleep(pause)
 

@@ -69,7 +69,7 @@ class Record:
         """The record that a text holds. Raises ValueError if it holds none."""
         facts = json.loads(text)
         try:
-            return cls(
+            record = cls(
                 name=str(facts["name"]),
                 port=int(facts["port"]),
                 monitor_port=int(facts["monitor_port"]),
@@ -79,6 +79,9 @@ class Record:
             )
         except (LookupError, TypeError) as error:
             raise ValueError("not the record of a server's start") from error
+        if not (0 < record.port < 65536 and 0 < record.monitor_port < 65536 and (record.pid is None or record.pid > 0)):
+            raise ValueError("no such port or process can exist")
+        return record
 
 
 class Home:

@@ -70,7 +70,9 @@ def stop(directory: Path, *, patience: float = STOP_DEADLINE) -> bool:
             if _is_gone(home, within):
                 break
         else:
-            raise UnavailableError(f"the server of {home.directory} (process {pid}) does not end: restart this machine")
+            raise UnavailableError(
+                f"the server of {home.directory} (process {pid}) does not even end when killed: its disk may hang"
+            )
         _forget_process(home)
         return True
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from agentfield.errors import IncompatibleServerError, UnavailableError
 from agentfield.local.home import Home, Record
-from agentfield.local.probe import Answer, Silence, ask, ask_health
+from agentfield.local.probe import LOOPBACK, Answer, Silence, ask, ask_health
 from agentfield.server_version import MINIMUM_SERVER, is_supported
 
 ANSWER_DEADLINE = 2.0
@@ -37,9 +37,13 @@ class Server:
     log_path: Path
     started: bool
     name: str
-    monitor_url: str
     monitor_port: int
     started_at: datetime
+
+    @property
+    def monitor_url(self) -> str:
+        """Where the server tells about itself over HTTP."""
+        return f"http://{LOOPBACK}:{self.monitor_port}"
 
     def fault(self) -> str | None:
         """What the server finds wrong with itself, in its own words; None if all is well. Blocks for up to 2 s.
@@ -80,7 +84,6 @@ def look(home: Home) -> Server | None:
         log_path=home.log,
         started=False,
         name=record.name,
-        monitor_url=record.monitor_url,
         monitor_port=record.monitor_port,
         started_at=record.started_at,
     )

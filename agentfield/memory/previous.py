@@ -53,10 +53,11 @@ class PreviousTable:
                 self._keep(record)
             return
         # More keys than one answer holds: read the present, and look up later what has changed since the floor.
-        async for record in self._log.current(self._filters):
+        async for record in self._log.last_of_each(self._filters):
             if record.sequence <= floor:
                 self._keep(record)
             else:
+                self._forget(record.subject)
                 self._unknown.add(record.subject)
             if not self.complete:
                 return
@@ -76,10 +77,13 @@ class PreviousTable:
         self._unknown.discard(record.subject)
         self._keep(record)
 
-    def _keep(self, record: Record) -> None:
-        old = self._table.pop(record.subject, None)
+    def _forget(self, subject: str) -> None:
+        old = self._table.pop(subject, None)
         if old is not None:
             self._bytes -= _weight(old)
+
+    def _keep(self, record: Record) -> None:
+        self._forget(record.subject)
         headers = _DELETED if is_delete(record) else _SET
         payload = record.payload
         if len(payload) > _LARGE:

@@ -24,7 +24,7 @@ import orjson
 
 from agentfield import execution
 from agentfield.codec import EVENT_ID, Record, decode_event
-from agentfield.errors import AgentFieldError, DecodeError, InvalidInputError
+from agentfield.errors import AgentFieldError, ClosedError, DecodeError, InvalidInputError
 from agentfield.event import Event
 from agentfield.execution import Execution
 from agentfield.fabric.consumer import Activated, ConsumerSpec, PinnedConsumer
@@ -123,6 +123,7 @@ class HandlerRun:
     """One handler of an agent in this process. ``prepare`` it, ``run`` it in a task of yours, ``stop`` it."""
 
     def __init__(self, fabric: Fabric, registration: Registration, *, agent: str, actor_id: str) -> None:
+        self.name = registration.name
         self._fabric = fabric
         self._registration = registration
         self._agent = agent
@@ -178,10 +179,10 @@ class HandlerRun:
             lane = self._lanes.get(record.subject)
             if lane is not None:
                 lane.append((event, record))
-            elif concurrent:
+            elif concurrent or self._slots.locked():
                 await self._open_lane(tasks, event, record, attempt=0)
-            elif self._slots.locked() or not await self._once(event, record, attempt=0):
-                await self._open_lane(tasks, event, record, attempt=0 if self._slots.locked() else 1)
+            elif not await self._once(event, record, attempt=0):
+                await self._open_lane(tasks, event, record, attempt=1)
 
     async def _fill(self, floor: int) -> None:
         """Fill the table of previous values; without it no event may be handled, so this insists."""
@@ -311,6 +312,18 @@ class HandlerRun:
                 delay = min(_LONGEST_RETRY, delay * 2)
 
 
+async def _kept_up(run: HandlerRun) -> None:
+    """Run a handler for as long as its agent lives: whatever ends it but the agent's own end is reported and mended."""
+    while True:
+        try:
+            await run.run()
+        except Exception as error:  # a loop that ended in silence would be worse than any error
+            if isinstance(error, BaseExceptionGroup) and error.split(ClosedError)[1] is None:
+                return
+            logger.exception("the loop of handler %s broke off; it starts again", run.name)
+        await asyncio.sleep(_FIRST_RETRY)
+
+
 class Subscriptions:
     """Every handler of an agent in this process, started and stopped together."""
 
@@ -325,7 +338,7 @@ class Subscriptions:
         """
         for run in self._runs:
             await run.prepare()
-        self._tasks = [asyncio.create_task(run.run(), name=f"handler {index}") for index, run in enumerate(self._runs)]
+        self._tasks = [asyncio.create_task(_kept_up(run), name=f"handler {run.name}") for run in self._runs]
 
     async def drain(self, grace: float = 30.0) -> None:
         """Let handlers finish what they hold (at most ``grace`` seconds), acknowledge, and hand over. Idempotent."""

@@ -6,7 +6,7 @@ import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -85,21 +85,23 @@ class Demo:
 
 
 @pytest.fixture
-def directory(tmp_path: Path) -> Iterator[Path]:
-    """Return a directory of this test's own; whatever was started with it in mind is ended."""
-    yield tmp_path
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("TMPDIR") == str(tmp_path / "files"):
-                process.kill()
-        except (psutil.Error, OSError):
-            continue
+def demo(tmp_path: Path) -> Iterator[Callable[..., Demo]]:
+    """Return a function that starts the demo; whatever it leaves is ended after the test."""
+    started: list[Demo] = []
+
+    def start(*arguments: str, model: str = "") -> Demo:
+        started.append(Demo(tmp_path, *arguments, model=model))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.dispose()
 
 
-def test_it_shows_the_run_the_state_and_the_past_and_leaves_no_trace(directory: Path) -> None:
-    demo = Demo(directory)
-    assert demo.wait_end() == 0, demo.said()
-    said = demo.said()
+def test_it_shows_the_run_the_state_and_the_past_and_leaves_no_trace(demo: Callable[..., Demo]) -> None:
+    run = demo()
+    assert run.wait_end() == 0, run.said()
+    said = run.said()
 
     assert "a stand-in, not a model" in said
     for agent in AGENTS:
@@ -116,54 +118,55 @@ def test_it_shows_the_run_the_state_and_the_past_and_leaves_no_trace(directory: 
     took = re.search(r"^Done in ([\d.]+) s\. The demo's processes and data are gone\.$", said, re.MULTILINE)
     assert took is not None
     assert float(took[1]) < _PROMISED
-    demo.assert_no_trace()
-    assert not Path(demo.environment["AGENTFIELD_HOME"]).exists(), "the user's own home was touched"
+    run.assert_no_trace()
+    assert not Path(run.environment["AGENTFIELD_HOME"]).exists(), "the user's own home was touched"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("moment", ["Server", "tickets come in at once"])
-def test_ended_from_outside_it_leaves_no_trace(directory: Path, number: signal.Signals, moment: str) -> None:
-    demo = Demo(directory)
-    demo.wait_until_said(moment)
-    demo.signal(number)
-    assert demo.wait_end() == 130, demo.said()
-    assert "Interrupted" in demo.said()
-    assert "Traceback" not in demo.said()
-    demo.assert_no_trace()
+def test_ended_from_outside_it_leaves_no_trace(demo: Callable[..., Demo], number: signal.Signals, moment: str) -> None:
+    run = demo()
+    run.wait_until_said(moment)
+    run.signal(number)
+    assert run.wait_end() == 130, run.said()
+    assert "Interrupted" in run.said()
+    assert "Traceback" not in run.said()
+    run.assert_no_trace()
 
 
-def test_an_agent_that_dies_is_named(directory: Path) -> None:
-    demo = Demo(directory)
-    wait_until(lambda: len(demo.processes()) > len(AGENTS), within=_PROMISED, what="the agents are started")
-    demo.agent("routing-agent").kill()
-    assert demo.wait_end() == 1
-    assert "The demo failed: routing-agent ended with code -9" in demo.said()
-    demo.assert_no_trace()
+def test_an_agent_that_dies_is_named(demo: Callable[..., Demo]) -> None:
+    run = demo()
+    wait_until(lambda: len(run.processes()) > len(AGENTS), within=_PROMISED, what="the agents are started")
+    run.agent("routing-agent").kill()
+    assert run.wait_end() == 1
+    assert "The demo failed: routing-agent ended with code -9" in run.said()
+    run.assert_no_trace()
 
 
-def test_a_model_that_cannot_be_used_is_said_in_a_sentence(directory: Path) -> None:
-    demo = Demo(directory, model="no_such_module:model")
-    assert demo.wait_end() == 1
-    assert "Model   no_such_module:model" in demo.said()
-    assert "the model 'no_such_module:model' cannot be imported" in demo.said()
-    assert "Traceback" not in demo.said()
-    demo.assert_no_trace()
+def test_a_model_that_cannot_be_used_is_said_in_a_sentence(demo: Callable[..., Demo]) -> None:
+    run = demo(model="no_such_module:model")
+    assert run.wait_end() == 1
+    assert "Model   no_such_module:model" in run.said()
+    assert "the model 'no_such_module:model' cannot be imported" in run.said()
+    assert "Traceback" not in run.said()
+    run.assert_no_trace()
 
 
-def test_what_it_keeps_can_be_looked_at_with_the_commands_it_shows(directory: Path) -> None:
-    demo = Demo(directory, "--keep")
-    assert demo.wait_end() == 0, demo.said()
-    shown = demo.said().partition("To look around:")[2]
+def test_what_it_keeps_can_be_looked_at_with_the_commands_it_shows(demo: Callable[..., Demo]) -> None:
+    run = demo("--keep")
+    assert run.wait_end() == 0, run.said()
+    shown = run.said().partition("To look around:")[2]
     commands = [line.strip() for line in shown.splitlines() if line.startswith("    ")]
-    (tail,) = (command for command in commands if "tail" in command)
     assert len(commands) == 9
-    assert [process.name() for process in demo.processes()] == ["nats-server"]
+    assert [process.name() for process in run.processes()] == ["nats-server"]
 
-    script = "\n".join(
-        ["set -e", *(f"timeout 10 {command} || test $? = 124" if command == tail else command for command in commands)]
-    )
-    ran = subprocess.run(["bash", "-c", script], cwd=PROJECT, env=demo.environment, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
-    assert "AGENTFIELD_MEMORY" in ran.stdout
-    assert '"tickets":4' in ran.stdout
-    demo.assert_no_trace()
+    # Only the command that follows goes on until Ctrl-C, which it gets here after two seconds.
+    limited = [
+        re.sub(r"^(.* tail [^#]*)#.*$", r"timeout --signal=INT 2 \1 || test $? = 124", line) for line in commands
+    ]
+    script = "\n".join(["set -e", *limited])
+    shell = subprocess.run(["bash", "-c", script], cwd=PROJECT, env=run.environment, capture_output=True, text=True)
+    assert shell.returncode == 0, shell.stderr
+    assert "AGENTFIELD_MEMORY" in shell.stdout
+    assert '"tickets":4' in shell.stdout
+    run.assert_no_trace()

@@ -189,7 +189,10 @@ async def test_a_paused_server_is_reported_soon_and_not_doubled(home: Path) -> N
     assert (await ensure_server(home)).pid == server.pid
 
 
-@pytest.mark.parametrize("damage", ["", "{", "[]", '{"name": 1}', '{"pid": "x"}', "\0\0\0"])
+IMPOSSIBLE = '{"name": "x", "port": 99999, "monitor_port": 1, "version": "1", "started_at": "2026-01-01", "pid": -1}'
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"name": 1}', '{"pid": "x"}', "\0\0\0", IMPOSSIBLE])
 async def test_a_damaged_record_of_a_dead_server_is_replaced(home: Path, damage: str) -> None:
     server = await ensure_server(home)
     kill(server.pid)

@@ -1,0 +1,33 @@
+"""Events as the log takes them, for tests below the level of keys and values."""
+
+from collections.abc import Iterable
+
+from agentfield.codec import encode_event
+from agentfield.event import Writer
+from agentfield.execution import new_id
+from agentfield.fabric.fabric import Fabric
+
+
+def headers(event_id: str | None = None) -> dict[str, str]:
+    """The headers of an event that sets a value."""
+    return encode_event(event_id=event_id or new_id(), operation="set", writer=Writer())
+
+
+async def write(fabric: Fabric, tokens: str, payload: bytes = b"1", *, event_id: str | None = None) -> int:
+    """Store one event of the global scope; return its sequence."""
+    return (await fabric.log.append(subject(fabric, tokens), payload, headers(event_id))).sequence
+
+
+async def write_many(fabric: Fabric, tokens: Iterable[str], payload: bytes = b"1") -> int:
+    """Store one event for each, in order, without waiting for each; return the last sequence."""
+    for each in tokens:
+        await fabric.connection.publish(subject(fabric, each), payload, headers())
+    await fabric.connection.flush()
+    return int((await fabric.log.state())["last_seq"])
+
+
+def subject(fabric: Fabric, tokens: str) -> str:
+    """The subject of a key's tokens in the global scope."""
+    return f"{fabric.topology.namespace}.memory.global.global.{tokens}"
+
+
