@@ -1,6 +1,6 @@
 """Events as the log takes them, for tests below the level of keys and values."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from agentfield.codec import encode_event
 from agentfield.event import Writer
@@ -18,16 +18,13 @@ async def write(fabric: Fabric, tokens: str, payload: bytes = b"1", *, event_id:
     return (await fabric.log.append(subject(fabric, tokens), payload, headers(event_id))).sequence
 
 
-async def write_many(fabric: Fabric, tokens: Iterable[str], payload: bytes = b"1") -> int:
-    """Store one event for each, in order, without waiting for each; return the last sequence."""
-    for each in tokens:
+async def write_many(fabric: Fabric, tokens: Sequence[str], payload: bytes = b"1") -> int:
+    """Store one event for each, in order, as fast as the server takes them; return the last sequence."""
+    for each in tokens[:-1]:
         await fabric.connection.publish(subject(fabric, each), payload, headers())
-    await fabric.connection.flush()
-    return int((await fabric.log.state())["last_seq"])
+    return await write(fabric, tokens[-1], payload)  # stored after all the others
 
 
 def subject(fabric: Fabric, tokens: str) -> str:
     """The subject of a key's tokens in the global scope."""
     return f"{fabric.topology.namespace}.memory.global.global.{tokens}"
-
-
