@@ -109,6 +109,8 @@ def test_it_shows_the_run_the_state_and_the_past_and_leaves_no_trace(demo: Calla
     # Who reacted to what: the escalation is because of the routing, and that because of triage or history.
     (routed,) = re.findall(r"^ *(\d+) ← \d+ +routing-agent +workflow ticket-1001 +ticket_1001_team", said, re.MULTILINE)
     assert re.search(rf"← {routed} +escalation-handler +workflow ticket-1001 +ticket_1001_escalated", said)
+    for noted in ("CASE-1001 opened with P1", "CASE-1004 opened with P2", "ada wrote before: 1001", "paged everybody"):
+        assert f"“{noted}" in said
     assert "“INC-" in said
     assert '"earlier": ["1001"]' in said
     listed, past = said.partition("What is in memory now")[2].split("How one key came to its value")
@@ -122,8 +124,15 @@ def test_it_shows_the_run_the_state_and_the_past_and_leaves_no_trace(demo: Calla
     assert not Path(run.environment["AGENTFIELD_HOME"]).exists(), "the user's own home was touched"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("moment", ["Server", "tickets come in at once"])
+@pytest.mark.parametrize(
+    ("number", "moment"),
+    [
+        (signal.SIGINT, "Server"),
+        (signal.SIGINT, "tickets come in at once"),
+        (signal.SIGTERM, "tickets come in at once"),
+        (signal.SIGHUP, "tickets come in at once"),
+    ],
+)
 def test_ended_from_outside_it_leaves_no_trace(demo: Callable[..., Demo], number: signal.Signals, moment: str) -> None:
     run = demo()
     run.wait_until_said(moment)
