@@ -10,9 +10,10 @@ import click
 
 from agentfield.agent.agent import CALL_TIMEOUT
 from agentfield.agent.reasoner import check_name
-from agentfield.cli.connecting import CLIENT_NAME, place, server_url, wait
+from agentfield.cli.connecting import CLIENT_NAME, place, server_url
 from agentfield.cli.invocation import Invocation, command
 from agentfield.cli.kinds import value_of
+from agentfield.cli.waiting import wait
 from agentfield.errors import InvalidInputError
 from agentfield.execution import Execution, root
 from agentfield.fabric.calls import Calls

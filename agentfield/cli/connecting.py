@@ -1,25 +1,22 @@
-"""From a command to the server and back: running its coroutine, and the fabric that most of them need.
+"""From a command to the server: the fabric that most of them need.
 
-Owns: which server and namespace a command means (its options, else the environment, else the embedded server), and the
-one event loop of the process. Must not know: what the command does there.
+Owns: which server and namespace a command means: its options, else the environment, else the embedded server. Must not
+know: what the command does there.
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import NamedTuple
 
 from agentfield.cli.invocation import Invocation
 from agentfield.errors import InvalidInputError
 from agentfield.fabric.fabric import Fabric
 from agentfield.local import ensure_server
+from agentfield.memory import Memory
 from agentfield.settings import Settings
 from agentfield.subject import check_namespace
-
-T = TypeVar("T")
 
 CLIENT_NAME = "agentfield-cli"
 """What the server's tools show for a connection of ours."""
@@ -30,19 +27,6 @@ class Place(NamedTuple):
 
     url: str | None
     namespace: str
-
-
-def wait(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Runs a command's coroutine to its end. Of errors that came together, the first is raised.
-
-    What the library logs while a command of seconds runs would only repeat the command's own outcome; those that
-    run for long configure logging for themselves.
-    """
-    logging.getLogger("agentfield").addHandler(logging.NullHandler())
-    try:
-        return asyncio.run(coroutine)
-    except BaseExceptionGroup as group:
-        raise _first(group) from None
 
 
 def place(invocation: Invocation) -> Place:
@@ -82,6 +66,15 @@ async def connected(invocation: Invocation) -> AsyncIterator[Fabric]:
         await fabric.aclose()
 
 
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    error = group.exceptions[0]
-    return _first(error) if isinstance(error, BaseExceptionGroup) else error
+@asynccontextmanager
+async def remembering(invocation: Invocation) -> AsyncIterator[Memory]:
+    """Memory that connects with its first operation, once that has found nothing wrong with what it is asked to do."""
+    async with AsyncExitStack() as stack:
+        opened: list[Fabric] = []
+
+        async def fabric() -> Fabric:
+            if not opened:
+                opened.append(await stack.enter_async_context(connected(invocation)))
+            return opened[0]
+
+        yield Memory(fabric)

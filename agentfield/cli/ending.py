@@ -57,7 +57,7 @@ def code_of(run: Callable[[], int]) -> int:
         _say(str(error), *(error.details if isinstance(error, WithDetails) else ()))
         return next(code for kind, code in _CODES if isinstance(error, kind))
     except OSError as error:
-        _say(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
+        _say(": ".join(str(part) for part in (error.filename, error.strerror) if part is not None) or repr(error))
         return FAILED
     except Exception as error:  # noqa: BLE001 - a defect of ours must not look like one of the user's
         _say(f"unexpected {type(error).__name__}: {error}{_where(error)}; this is a defect of agentfield: report it")

@@ -12,18 +12,19 @@ from collections.abc import Sequence
 
 import click
 
-from agentfield.cli.connecting import connected, wait
+from agentfield.cli.connecting import connected, remembering
 from agentfield.cli.invocation import Command, Invocation, command
 from agentfield.cli.kinds import DURATION, value_of
-from agentfield.cli.output import age, shortened
+from agentfield.cli.output import age, shortened, size
 from agentfield.cli.scopes import option_for, scope_options, to_read, to_write
-from agentfield.codec import decode_entry
+from agentfield.cli.waiting import wait
+from agentfield.codec import Record, check_ttl, decode_entry, reference_of
 from agentfield.errors import InvalidInputError, NotFoundError
 from agentfield.event import Entry
 from agentfield.fabric.fabric import Fabric
 from agentfield.key import check_key
-from agentfield.memory import Memory
 from agentfield.memory.addressing import AnyScope
+from agentfield.memory.resolving import Resolver
 from agentfield.memory.state import live_entries
 from agentfield.naming import shown
 from agentfield.pattern import Pattern
@@ -31,6 +32,8 @@ from agentfield.scope import Scope
 
 _NAMED = 5
 """Scopes that an error message names one by one."""
+
+_COLUMNS = ("scope", "id", "key", "value", "revision", "age", "writer")
 
 _NEGATIVE = re.compile(r"-\.?\d")
 _MARK = "\0"
@@ -101,13 +104,15 @@ def set_command(
     If it is -, it is read from standard input, without the newline at its end. Without a scope, the global one.
     """
     check_key(key)
+    if ttl is not None:
+        check_ttl(ttl)
     target = to_write(scope)
     text = _standard_input() if value == "-" else value.removeprefix(_MARK)
     content = text if string else value_of(text)
 
     async def store() -> int:
-        async with connected(invocation) as fabric:
-            return await _memory(fabric).set(key, content, target.kind, target.id, ttl=ttl, if_revision=if_revision)
+        async with remembering(invocation) as memory:
+            return await memory.set(key, content, target.kind, target.id, ttl=ttl, if_revision=if_revision)
 
     revision = wait(store())
     if invocation.json:
@@ -129,10 +134,12 @@ def delete_command(invocation: Invocation, key: str, if_revision: int | None, sc
     target = to_write(scope)
 
     async def delete() -> None:
+        async with remembering(invocation) as memory:
+            if await memory.delete(key, target.kind, target.id, if_revision=if_revision):
+                return
         async with connected(invocation) as fabric:
-            if not await _memory(fabric).delete(key, target.kind, target.id, if_revision=if_revision):
-                others = await _entries(fabric, Pattern.parse(key), to_read(None)) if scope is None else []
-                raise NotFoundError(f"there is no {shown(key)} in {_named(target)}{_elsewhere(others)}")
+            others = await _entries(fabric, Pattern.parse(key), to_read(None)) if scope is None else []
+            raise NotFoundError(f"there is no {shown(key)} in {_named(target)}{_elsewhere(others)}")
 
     wait(delete())
     if invocation.json:
@@ -152,44 +159,46 @@ def ls_command(invocation: Invocation, pattern: str, scope: AnyScope | None) -> 
     """
     parsed = Pattern.parse(pattern)
 
-    async def look() -> tuple[list[Entry], int]:
-        async with connected(invocation) as fabric:
-            return await _entries(fabric, parsed, to_read(scope)), fabric.log.now()
-
-    entries, now = wait(look())
-    entries.sort(key=lambda entry: (entry.scope, entry.scope_id, entry.key))
     output = invocation.output
-    if invocation.json:
-        for entry in entries:
-            output.object(entry.model_dump(mode="json"))
-    elif entries:
-        rows = [_row(entry, now) for entry in entries]
-        output.table(("scope", "id", "key", "value", "revision", "age", "writer"), rows, right=("revision", "age"))
-    else:
-        output.note(f"no entry matches {shown(pattern)}")
+
+    async def listed() -> None:
+        async with connected(invocation) as fabric:
+            if invocation.json:
+                for entry in sorted(await _entries(fabric, parsed, to_read(scope)), key=_order):
+                    output.object(entry.model_dump(mode="json"))
+                return
+            records = live_entries(fabric, [parsed], to_read(scope))
+            rows = sorted([_row(fabric, record) async for record in records])
+            if rows:
+                output.table(_COLUMNS, rows, right=("revision", "age"), shrink="value")
+            else:
+                output.note(f"no entry matches {shown(pattern)}")
+
+    wait(listed())
 
 
-def _row(entry: Entry, now: int) -> Sequence[str]:
+def _order(entry: Entry) -> tuple[str, str, str]:
+    return entry.scope, entry.scope_id, entry.key
+
+
+def _row(fabric: Fabric, record: Record) -> tuple[str, ...]:
+    """A line of the list. A value that is so large that it lies in an object is not fetched for it."""
+    reference = reference_of(record)
+    entry = decode_entry(record if reference is None else record._replace(content=b"null"), fabric.subjects)
     return (
         entry.scope,
         "-" if entry.scope == "global" else entry.scope_id,
         entry.key,
-        shortened(entry.value),
+        shortened(entry.value) if reference is None else f"({size(reference.size)})",
         str(entry.revision),
-        age(now / 1e9 - entry.timestamp.timestamp()),
+        age((fabric.log.now() - record.timestamp) / 1e9),
         entry.writer.agent or "-",
     )
 
 
 async def _entries(fabric: Fabric, pattern: Pattern, scopes: Sequence[AnyScope]) -> list[Entry]:
-    return [decode_entry(record, fabric.subjects) async for record in live_entries(fabric, [pattern], scopes)]
-
-
-def _memory(fabric: Fabric) -> Memory:
-    async def source() -> Fabric:
-        return fabric
-
-    return Memory(source)
+    resolver = Resolver(fabric)
+    return [await resolver.entry(record) async for record in live_entries(fabric, [pattern], scopes)]
 
 
 def _only(key: str, entries: Sequence[Entry], scope: AnyScope | None) -> Entry:

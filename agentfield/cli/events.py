@@ -9,13 +9,14 @@ from typing import Literal, NoReturn
 
 import click
 
-from agentfield.cli.connecting import connected, wait
+from agentfield.cli.connecting import connected
 from agentfield.cli.invocation import Invocation, command
 from agentfield.cli.kinds import POINT, Point
 from agentfield.cli.logs import warn_on_stderr
 from agentfield.cli.notes import Note, follow_notes
 from agentfield.cli.output import Output, Part, moment, reader_gone, shortened, visible
 from agentfield.cli.scopes import scope_options, to_read
+from agentfield.cli.waiting import wait
 from agentfield.errors import InvalidInputError, NotFoundError
 from agentfield.event import Event
 from agentfield.fabric.fabric import Fabric
@@ -30,7 +31,7 @@ _SHOWN_VALUE = 200
 
 
 @command("history")
-@click.argument("pattern", metavar="KEY_OR_PATTERN", default="*")
+@click.argument("pattern", metavar="[KEY_OR_PATTERN]", default="*")
 @click.option("--since", type=POINT, metavar="POINT", help="From this time (RFC 3339), age (15m, 2h) or revision on.")
 @click.option("--until", type=POINT, metavar="POINT", help="Up to before this time or age, or up to this revision.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Stop after so many events.")

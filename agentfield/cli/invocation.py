@@ -111,8 +111,8 @@ class Command(click.Command):
         shared: list[tuple[str, str]] = []
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
-            if record is not None:
-                (shared if isinstance(parameter, SharedOption) or parameter.name == "help" else own).append(record)
+            if record is not None and isinstance(parameter, click.Option):
+                (own if parameter.expose_value else shared).append(record)
         for title, records in (("Options", own), ("Common options, before or after the command", shared)):
             if records:
                 with formatter.section(title):

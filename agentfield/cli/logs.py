@@ -63,12 +63,13 @@ class _Objects(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """One record."""
+        agent = record.__dict__.get("agent")
         fields = {
             "timestamp": moment(datetime.fromtimestamp(record.created, UTC)),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
-            "agent": record.__dict__.get("agent"),
+            "message": record.getMessage().removeprefix(f"{agent}: "),
+            "agent": agent,
             "tags": record.__dict__.get("tags", ()),
         }
         if record.exc_info and record.exc_info[1] is not None:

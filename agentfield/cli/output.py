@@ -25,6 +25,7 @@ Part = str | tuple[str, str]
 """A piece of a line: text, or text and the style in which a terminal shows it."""
 
 _SHORT = 60
+_NARROWEST = 16
 
 
 class Output:
@@ -63,10 +64,15 @@ class Output:
         if flush:
             sys.stdout.flush()
 
-    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
-        """Print a table; the columns named in ``right`` are set flush right."""
+    def table(
+        self, columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = (), shrink: str = ""
+    ) -> None:
+        """Print a table; the columns named in ``right`` are set flush right.
+
+        On a terminal that is too narrow, the column ``shrink`` is cut short first; what is still too long is folded.
+        """
         if self.styled:
-            self._rich_table(columns, rows, right)
+            self._rich_table(columns, rows, right, shrink)
             return
         widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
         for row in (columns, *rows):
@@ -80,15 +86,29 @@ class Output:
         """Tell people something beside the result, on stderr."""
         print(text, file=sys.stderr, flush=True)
 
-    def _rich_table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str]) -> None:
+    def _rich_table(
+        self, columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str], shrink: str
+    ) -> None:
+        from rich.cells import cell_len
         from rich.table import Table
         from rich.text import Text
 
+        widths = {name: max(map(cell_len, (name, *cells))) for name, *cells in zip(columns, *rows, strict=True)}
+        taken = sum(width + 2 for name, width in widths.items() if name != shrink)
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
         for name in columns:
-            table.add_column(name, justify="right" if name in right else "left", overflow="fold")
+            squeezed = name == shrink
+            table.add_column(
+                name,
+                justify="right" if name in right else "left",
+                no_wrap=squeezed,
+                overflow="ellipsis" if squeezed else "fold",
+            )
         for row in rows:
-            table.add_row(*map(Text, row))
+            cells = dict(zip(columns, map(Text, row), strict=True))
+            if shrink:
+                cells[shrink].truncate(max(_NARROWEST, self._console.width - taken), overflow="ellipsis")
+            table.add_row(*cells.values())
         self._console.print(table)
 
     @cached_property

@@ -80,6 +80,7 @@ class _Commands(click.Group):
     invoke_without_command=True,
     subcommand_metavar="COMMAND [ARGS]...",
     epilog=_EXIT_STATUS,
+    context_settings={"help_option_names": ["--help", "-h"]},
 )
 @click.version_option(__version__, message="agentfield %(version)s")
 @click.pass_context

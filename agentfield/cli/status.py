@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from agentfield.cli.connecting import CLIENT_NAME, place, wait
+from agentfield.cli.connecting import CLIENT_NAME, place
 from agentfield.cli.invocation import Invocation, command
 from agentfield.cli.output import Output, moment, size
+from agentfield.cli.waiting import wait
 from agentfield.errors import UnavailableError
 from agentfield.fabric.connection import Connection
 from agentfield.fabric.faults import Fault, ServerFault, Verdict, error_of
@@ -140,6 +141,7 @@ def _facts(spec: StreamSpec, info: Mapping[str, Any] | None) -> dict[str, Any]:
         "messages": state["messages"],
         "bytes": state["bytes"],
         "last_sequence": state["last_seq"],
+        "consumers": state["consumer_count"],
         "replicas": config.get("num_replicas", 1),
         "drift": [str(drift) for drift in compare(spec, config)],
     }

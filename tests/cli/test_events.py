@@ -1,0 +1,177 @@
+"""history and tail: the past in order, the present as it comes, and how they end."""
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from agentfield import Memory
+from agentfield.cli.ending import INTERRUPTED, PIPE_CLOSED
+from tests.cli.command import Cli
+from tests.cli.conftest import Remember
+from tests.support import NatsServer
+
+AGENT = """
+from agentfield import Agent
+app = Agent("triage")
+
+@app.reasoner()
+async def analyze(ticket_id: str):
+    await app.memory.set(f"ticket_{ticket_id}", "angry")
+    app.note("two\\nlines \\x1b[31m", tags=["analysis"])
+"""
+
+
+@pytest.fixture
+def written(cli: Cli, remember: Remember) -> Cli:
+    """Return the command line on a log of five events."""
+
+    async def write(memory: Memory) -> None:
+        await memory.set("order_1", "new", scope="global")
+        await memory.set("order_2", 7, scope="workflow", scope_id="wf-1")
+        await memory.set("order_1", "paid", scope="global")
+        await memory.delete("order_1", scope="global")
+        await memory.set("cart", [], scope="global")
+
+    remember(write)
+    return cli
+
+
+def test_history_tells_what_happened_oldest_first(written: Cli) -> None:
+    done = written("history", "order_1")
+    assert (done.code, done.err) == (0, "")
+    assert [line.split(" ", 1)[1] for line in done.lines] == [
+        'r1 global order_1 "new"',
+        'r3 global order_1 "new" → "paid"',
+        'r4 global order_1 "paid" → deleted',
+    ]
+    times = [line.split()[0] for line in done.lines]
+    assert times == sorted(times)
+    assert all(time.endswith("Z") for time in times)
+
+
+def test_history_gives_programs_events(written: Cli) -> None:
+    first, second, third = written("history", "order_1", "--json").objects
+    assert (first["data"], first["previous_data"], first["operation"], first["revision"]) == ("new", None, "set", 1)
+    assert (second["data"], second["previous_data"], second["previous_revision"]) == ("paid", "new", 1)
+    assert (third["operation"], third["data"], third["reason"]) == ("delete", None, None)
+    assert first["timestamp"].endswith("Z")
+
+
+def test_history_takes_patterns_and_scopes(written: Cli) -> None:
+    def revisions(*args: str) -> list[int]:
+        return [event["revision"] for event in written("history", *args, "--json").objects]
+
+    assert revisions() == [1, 2, 3, 4, 5]
+    assert revisions("order_*", "--global") == [1, 3, 4]
+    assert revisions("--workflow", "wf-1") == revisions("--scope", "workflow") == [2]
+
+
+def test_history_is_bounded_by_revision_time_age_and_number(written: Cli) -> None:
+    def revisions(*args: str) -> list[int]:
+        return [event["revision"] for event in written("history", *args, "--json").objects]
+
+    third = written("history", "--since", "3", "--limit", "1", "--json").object["timestamp"]
+    assert revisions("--since", "2", "--until", "4") == [2, 3, 4]
+    assert revisions("--since", third, "--limit", "2") == [3, 4]
+    assert revisions("--since", "1h", "--until", third) == [1, 2]
+    assert revisions("--until", "1h") == []
+    assert revisions("--limit", "2", "--reverse") == [5, 4]
+
+
+def test_a_key_to_which_nothing_ever_happened_is_not_found(written: Cli) -> None:
+    done = written("history", "order_9")
+    assert (done.code, done.error) == (3, "nothing has ever happened to 'order_9' there")
+    for args in (("order_9*",), ("order_1", "--until", "1h"), ("order_1", "--since", "5")):
+        done = written("history", *args)
+        assert (done.code, done.out, done.err) == (0, "", f"no event of {args[0]!r} in that time\n")
+
+
+def test_a_time_before_time_is_refused(written: Cli) -> None:
+    done = written("history", "--since", "999999w")
+    assert (done.code, "before time began" in done.error) == (2, True)
+
+
+def test_tail_shows_what_happens_as_it_happens(cli: Cli) -> None:
+    cli("set", "order_0", "0")
+    tail = cli.start("tail", "order_*", "cart*")
+    tail.wait_line("following")
+    for key in ("order_1", "other", "cart_1"):
+        cli("set", key, "1")
+    tail.wait_line("cart_1")
+    done = tail.end(signal.SIGINT)
+    assert (done.code, [line.split()[3] for line in done.lines]) == (INTERRUPTED, ["order_1", "cart_1"])
+    assert done.err.count("\n") == 1
+
+
+def test_tail_gives_programs_events_line_by_line(cli: Cli) -> None:
+    tail = cli.start("tail", "--json", "--session", "s")
+    tail.wait_line("following")
+    cli("set", "elsewhere", "1")
+    cli("set", "key", "1", "--session", "s")
+    cli("set", "key", "2", "--session", "s")
+    tail.wait_line('"data":2')
+    first, second = tail.end(signal.SIGINT).objects
+    assert (first["data"], second["data"], second["previous_data"]) == (1, 2, 1)
+
+
+def test_tail_can_begin_at_the_start(written: Cli) -> None:
+    tail = written.start("tail", "--from-start", "--json")
+    tail.wait_line("following")
+    written("set", "next", "1")
+    tail.wait_line('"next"')
+    assert [event["revision"] for event in tail.end(signal.SIGINT).objects] == [1, 2, 3, 4, 5, 6]
+
+
+def test_tail_shows_notes_beside_events(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "agents.py").write_text(AGENT)
+    agent = cli.start("run", "agents.py", cwd=tmp_path)
+    agent.wait_line("agent triage serves")
+    people, programs = cli.start("tail", "--notes"), cli.start("tail", "--notes", "--json")
+    for tail in (people, programs):
+        tail.wait_line("following")
+    assert cli("call", "triage.analyze", "ticket_id=1", "--workflow", "wf-1").code == 0
+    line = people.wait_line(" note ")
+    assert line.rstrip("\n").endswith("Z note triage two\\nlines \\x1b[31m #analysis")
+    assert people.wait_line("ticket_1").rstrip("\n").endswith('workflow:wf-1 ticket_1 "angry" by triage')
+    programs.wait_line('"note"')
+    notes = [found for found in programs.end(signal.SIGINT).objects if "note" in found]
+    assert [(note["note"], note["tags"], note["agent"]) for note in notes] == [
+        ("two\nlines \x1b[31m", ["analysis"], "triage")
+    ]
+    assert notes[0]["workflow_id"] == "wf-1"
+    assert people.end(signal.SIGINT).code == INTERRUPTED
+    again = cli.start("tail", "--notes", "--from-start", "no_such_key")
+    again.wait_line(" note ")
+
+
+def test_tail_ends_when_its_reader_has_gone_though_nothing_happens(cli: Cli) -> None:
+    assert cli.into_closed_pipe("tail")[0] == PIPE_CLOSED
+
+
+def test_tail_misses_nothing_while_the_server_is_away(fresh_server: NatsServer, namespace: str) -> None:
+    cli = Cli({"AGENTFIELD_NATS_URL": fresh_server.url, "AGENTFIELD_NAMESPACE": namespace})
+    try:
+        tail = cli.start("tail", "--json")
+        tail.wait_line("following")
+        cli("set", "before", "1")
+        fresh_server.stop_now()
+        tail.wait_line("lost the server")
+        fresh_server.start_now()
+        cli("set", "after", "1")
+        tail.wait_line('"after"')
+        done = tail.end(signal.SIGINT)
+        assert (done.code, [event["key"] for event in done.objects]) == (INTERRUPTED, ["before", "after"])
+        assert "Traceback" not in done.err
+    finally:
+        cli.dispose()
+
+
+def test_tail_leaves_no_consumer_behind(cli: Cli) -> None:
+    tail = cli.start("tail")
+    tail.wait_line("following")
+    cli("set", "key", "1")
+    tail.wait_line("key")
+    assert tail.end(signal.SIGINT).code == INTERRUPTED
+    (log,) = [stream for stream in cli("status", "--json").object["streams"] if stream["name"].endswith("_MEMORY")]
+    assert log["consumers"] == 0
