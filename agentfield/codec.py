@@ -1,8 +1,9 @@
 """The codec: events to headers and payload, and what the log returns to events and entries.
 
-The payload is the value, as plain JSON; a delete is an empty message marked as NATS KV marks it. Everything else about
-a write is in two headers: its id, by which the server recognises a repeat, and one packed in readable JSON, since each
-header costs a tenth of the throughput. Pure: a ``Record`` is a message as the log returned it, whatever fetched it.
+The payload is the value, as plain JSON, or a reference to the object that holds it; a delete is an empty message marked
+as NATS KV marks it. Everything else about a write is in two headers: its id, by which the server recognises a repeat,
+and one packed in readable JSON, since each header costs a tenth of the throughput. Pure: a ``Record`` is a message as
+the log returned it, whatever fetched it.
 
 Invariant: what ``encode_event`` and ``encode_value`` wrote, ``decode_event`` gives back; anything else that the log may
 hold is a DecodeError naming its subject and revision, never a wrong event.
@@ -22,6 +23,8 @@ from agentfield.errors import DecodeError, InvalidInputError
 from agentfield.event import Entry, Event, Operation, Reason, Writer
 from agentfield.execution import ascii_json
 from agentfield.naming import shown
+from agentfield.reference import Reference
+from agentfield.schema import Schemas, Stamp
 from agentfield.scope import Scope
 from agentfield.subject import Subjects
 from agentfield.value import decode_value, encode_value, validate_as
@@ -33,13 +36,18 @@ __all__ = [
     "OPERATION",
     "Record",
     "check_ttl",
+    "decode_data",
     "decode_entry",
     "decode_event",
+    "decode_outline",
     "decode_value",
     "encode_event",
     "encode_value",
     "expires_at_ns",
     "is_delete",
+    "needed_to_decode",
+    "refer",
+    "reference_of",
     "validate_as",
 ]
 
@@ -63,6 +71,8 @@ class Record(NamedTuple):
     """When the server stored it: nanoseconds since the epoch."""
     headers: Mapping[str, str]
     payload: bytes
+    content: bytes | bytearray | None = None
+    """The value's JSON, once it has been fetched, where the payload only refers to it; see ``reference_of``."""
 
 
 class _Header(NamedTuple):
@@ -70,6 +80,8 @@ class _Header(NamedTuple):
     writer: Writer
     reason: Reason | None
     ttl: float | None
+    reference: Reference | None
+    stamp: Stamp | None
 
 
 def check_ttl(ttl: object) -> float:
@@ -85,11 +97,17 @@ def check_ttl(ttl: object) -> float:
 
 
 def encode_event(
-    *, event_id: str, operation: Operation, writer: Writer, reason: Reason | None = None, ttl: float | None = None
+    *,
+    event_id: str,
+    operation: Operation,
+    writer: Writer,
+    reason: Reason | None = None,
+    ttl: float | None = None,
+    stamp: Stamp | None = None,
 ) -> dict[str, str]:
     """The headers of an event; its payload is ``encode_value``'s, or empty for a delete. A new dict, ASCII only.
 
-    Raises InvalidInputError if the ttl is out of range.
+    ``stamp`` names the schema the value was encoded under. Raises InvalidInputError if the ttl is out of range.
     """
     fields: dict[str, Any] = {"v": _VERSION, "type": operation}
     for name, value in writer.__dict__.items():
@@ -99,55 +117,121 @@ def encode_event(
         fields["reason"] = reason
     if ttl is not None:
         fields["ttl"] = check_ttl(ttl)
+    if stamp is not None:
+        fields["schema"], fields["schema_version"] = stamp
     headers = {EVENT_ID: event_id, EVENT_HEADER: ascii_json(fields)}
     if operation == "delete":
         headers[OPERATION] = "DEL"
     return headers
 
 
-def decode_event(record: Record, subjects: Subjects, previous: Record | None = None) -> Event:
+def refer(headers: Mapping[str, str], reference: Reference) -> dict[str, str]:
+    """The headers ``encode_event`` gave, for an event whose value lies in an object; its payload is the reference's."""
+    fields = orjson.loads(headers[EVENT_HEADER]) | {"object": reference.fields()}
+    return {**headers, EVENT_HEADER: ascii_json(fields)}
+
+
+def reference_of(record: Record) -> Reference | None:
+    """Where the value of a record lies, if its payload is not the value itself.
+
+    Fetch it and put it into ``Record.content`` before decoding. Raises DecodeError if the record is not what agentfield
+    writes.
+    """
+    packed = record.headers.get(EVENT_HEADER)
+    if packed is None or '"object"' not in packed:  # without it, no look inside is needed
+        return None
+    return _header(record, deleted=is_delete(record)).reference
+
+
+def needed_to_decode(record: Record) -> Mapping[str, str] | None:
+    """The headers without which the record's value cannot be told from its payload; None if that takes none."""
+    packed = record.headers.get(EVENT_HEADER)
+    if packed is None or not ('"object"' in packed or '"schema"' in packed):
+        return None
+    return {EVENT_HEADER: packed}
+
+
+def decode_data(record: Record, subjects: Subjects, schemas: Schemas | None = None) -> Any:
+    """The value that a record sets, as the model of the schema that its key has in ``schemas``, if it has one.
+
+    Raises DecodeError if it is not what agentfield writes, or does not fit the schema; InvalidInputError if the key has
+    several schemas.
+    """
+    content = record.content
+    if content is None:
+        if (reference := reference_of(record)) is not None:
+            raise _undecodable(record, f"the value is the object {reference.name}, which was not fetched")
+        content = record.payload
+    schema = schemas.of(_address(record, subjects)[1]) if schemas else None
+    try:
+        if schema is None:
+            return orjson.loads(content)
+        stamp = _header(record, deleted=False).stamp if EVENT_HEADER in record.headers else None
+        return schema.decode(content, stamp)
+    except orjson.JSONDecodeError as error:
+        raise _undecodable(record, f"the payload {shown(bytes(content[:100]))} is not JSON: {error}") from error
+    except InvalidInputError as error:
+        raise _undecodable(record, str(error)) from error
+
+
+def decode_event(
+    record: Record, subjects: Subjects, previous: Record | None = None, *, schemas: Schemas | None = None
+) -> Event:
     """The event a record holds; ``previous`` is the record of the same key before it, if there is one.
 
-    Raises DecodeError if either is not what agentfield writes.
+    Raises what ``decode_data`` raises, of either.
     """
+    data = None if is_delete(record) else decode_data(record, subjects, schemas)
+    before = None if previous is None or is_delete(previous) else decode_data(previous, subjects, schemas)
+    return _event(record, subjects, data, before, None if previous is None else previous.sequence)
+
+
+def decode_outline(record: Record, subjects: Subjects) -> Event:
+    """The event a record holds, without any data, which is not even looked at. Raises DecodeError."""
+    return _event(record, subjects, None, None, None)
+
+
+def _event(record: Record, subjects: Subjects, data: Any, previous_data: Any, previous_revision: int | None) -> Event:
     scope, key = _address(record, subjects)
     deleted = is_delete(record)
-    _, writer, reason, ttl = _header(record, deleted=deleted)
+    header = _header(record, deleted=deleted)
     return Event.model_validate(
         {
             "key": key,
-            "data": None if deleted else _data(record),
-            "previous_data": None if previous is None or is_delete(previous) else _data(previous),
+            "data": data,
+            "previous_data": previous_data,
             "scope": scope.kind,
             "timestamp": _datetime(record.timestamp),
             "scope_id": scope.id,
             "operation": "delete" if deleted else "set",
-            "reason": reason,
+            "reason": header.reason,
             "revision": record.sequence,
-            "previous_revision": None if previous is None else previous.sequence,
+            "previous_revision": previous_revision,
             "id": _id(record),
-            "writer": writer,
-            "ttl": ttl,
+            "writer": header.writer,
+            "ttl": header.ttl,
+            **_stamped(header.stamp),
         }
     )
 
 
-def decode_entry(record: Record, subjects: Subjects) -> Entry:
-    """The entry that a record which sets a value stands for. Raises DecodeError if it is not one."""
+def decode_entry(record: Record, subjects: Subjects, *, schemas: Schemas | None = None) -> Entry:
+    """The entry that a record which sets a value stands for. Raises what ``decode_data`` raises."""
     if is_delete(record):
         raise _undecodable(record, "a delete holds no value")
     scope, key = _address(record, subjects)
-    _, writer, _, ttl = _header(record, deleted=False)
+    header = _header(record, deleted=False)
     return Entry.model_validate(
         {
             "key": key,
-            "value": _data(record),
+            "value": decode_data(record, subjects, schemas),
             "revision": record.sequence,
             "scope": scope.kind,
             "scope_id": scope.id,
             "timestamp": _datetime(record.timestamp),
-            "writer": writer,
-            "expires_at": None if ttl is None else _datetime(record.timestamp + _nanoseconds(ttl)),
+            "writer": header.writer,
+            "expires_at": None if header.ttl is None else _datetime(record.timestamp + _nanoseconds(header.ttl)),
+            **_stamped(header.stamp),
         }
     )
 
@@ -218,14 +302,25 @@ def _unpack(packed: str) -> _Header:
     except ValidationError as error:
         fields_at_fault = ", ".join(str(fault["loc"][0]) for fault in error.errors())
         raise InvalidInputError(f"names its writer wrongly, in {fields_at_fault}: text is expected") from error
-    return _Header(kind == "delete", writer, reason, None if ttl is None else check_ttl(ttl))
+    return _Header(
+        kind == "delete",
+        writer,
+        reason,
+        None if ttl is None else check_ttl(ttl),
+        None if fields.get("object") is None else Reference.of(fields["object"]),
+        None if fields.get("schema") is None else _stamp(fields),
+    )
 
 
-def _data(record: Record) -> Any:
-    try:
-        return orjson.loads(record.payload)
-    except orjson.JSONDecodeError as error:
-        raise _undecodable(record, f"the payload {shown(record.payload)} is not JSON: {error}") from error
+def _stamp(fields: Mapping[str, Any]) -> Stamp:
+    name, version = fields["schema"], fields.get("schema_version")
+    if not isinstance(name, str) or type(version) is not int or version < 1:
+        raise InvalidInputError(f"names its schema wrongly: {shown(name)}, version {shown(version)}")
+    return Stamp(name, version)
+
+
+def _stamped(stamp: Stamp | None) -> dict[str, Any]:
+    return {} if stamp is None else {"schema_name": stamp.name, "schema_version": stamp.version}
 
 
 def _datetime(nanoseconds: int) -> datetime:

@@ -56,6 +56,10 @@ class Event(BaseModel):
     writer: Writer
     ttl: float | None = None
     """Seconds after which the value expires; None for never."""
+    schema_name: str | None = None
+    """The schema that ``data`` was written under; None for none, and for a delete."""
+    schema_version: int | None = None
+    """That schema's version when it was written."""
 
     @property
     def expires_at(self) -> datetime | None:
@@ -79,3 +83,7 @@ class Entry(BaseModel):
     writer: Writer
     expires_at: datetime | None = None
     """When the value expires: aware, UTC. None for never."""
+    schema_name: str | None = None
+    """The schema that the value was written under; None for none."""
+    schema_version: int | None = None
+    """That schema's version when it was written."""

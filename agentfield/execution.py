@@ -107,7 +107,7 @@ def root(
         agent=agent,
         actor_id=actor_id,
         cause=cause,
-        trace=_next_span(trace),
+        trace=next_span(trace),
     )
 
 
@@ -125,10 +125,18 @@ def child(execution: Execution, agent: str | None, actor_id: str | None) -> Exec
         actor_id=actor_id,
         parent_id=execution.execution_id,
         cause=execution.cause,
-        trace=_next_span(execution.trace),
+        trace=next_span(execution.trace),
         depth=execution.depth + 1,
         seen=Seen(execution.seen.revision),
     )
+
+
+def next_span(trace: str | None) -> str:
+    """The ``traceparent`` of an execution that goes on with a trace, or, without a valid one, begins its own."""
+    span = os.urandom(8).hex()
+    if trace is not None and (found := _TRACEPARENT.fullmatch(trace)) is not None:
+        return f"00-{found[1]}-{span}-{found[2]}"
+    return f"00-{os.urandom(16).hex()}-{span}-{_SAMPLED}"
 
 
 def to_headers(execution: Execution) -> dict[str, str]:
@@ -197,10 +205,3 @@ def _malformed(packed: str, fault: str) -> InvalidInputError:
     return InvalidInputError(
         f"header {CONTEXT_HEADER} {shown(packed)} {fault}: send what to_headers gives, or leave it out"
     )
-
-
-def _next_span(trace: str | None) -> str:
-    span = os.urandom(8).hex()
-    if trace is not None and (found := _TRACEPARENT.fullmatch(trace)) is not None:
-        return f"00-{found[1]}-{span}-{found[2]}"
-    return f"00-{os.urandom(16).hex()}-{span}-{_SAMPLED}"

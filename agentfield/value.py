@@ -27,6 +27,7 @@ T = TypeVar("T")
 _OPTIONS = orjson.OPT_UTC_Z
 _DEEPEST = 254  # orjson's own limit
 _SMALLEST, _LARGEST = -(2**63), 2**64 - 1  # orjson's integers; a reader would get anything beyond as a rounded float
+_FAULTS = 3  # shown of a value that is not of a type
 _ACCEPTED = "JSON values, Pydantic models, dataclasses, enums, datetimes and UUIDs can be stored"
 
 
@@ -64,14 +65,19 @@ def validate_as(value: Any, as_type: type[T]) -> T:
         adapter: TypeAdapter[T] = _adapter_of(as_type)
         return adapter.validate_json(orjson.dumps(value), by_alias=True, by_name=True)
     except ValidationError as error:
-        faults = "; ".join(f"{_path(fault['loc'])} {fault['msg']}" for fault in error.errors(include_url=False)[:3])
         raise InvalidInputError(
-            f"stored value {shown(value)} is not a {_name(as_type)}: {faults}; read it without as_type to see it"
+            f"stored value {shown(value)} is not a {_name(as_type)}: {faults(error)}; read it without as_type to see it"
         ) from error
     except (PydanticUserError, PydanticUndefinedAnnotation) as error:
         raise InvalidInputError(
             f"as_type {shown(as_type)} is not a type that values can be validated as: {error.message.splitlines()[0]}"
         ) from error
+
+
+def faults(error: ValidationError) -> str:
+    """What is wrong with a value, by place: the first three faults, and how many there are besides."""
+    found = [f"{_path(fault['loc'])} {fault['msg']}" for fault in error.errors(include_url=False)]
+    return "; ".join(found[:_FAULTS]) + (f"; and {len(found) - _FAULTS} more" if len(found) > _FAULTS else "")
 
 
 def _plain(value: Any) -> Any:

@@ -9,32 +9,29 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from types import MappingProxyType, TracebackType
 from typing import Any, Self, TypeVar, cast, overload
 
 from agentfield.agent.ai import AI, AIConfig, Model
 from agentfield.agent.binding import Binding, Identity, for_call
 from agentfield.agent.collecting import collected
-from agentfield.agent.handle import Handle
-from agentfield.agent.notes import Notes
+from agentfield.agent.presence import GRACE, Presence
 from agentfield.agent.reasoner import Reasoner, check_name
 from agentfield.errors import ClosedError, InvalidInputError, RemoteError
-from agentfield.execution import Execution, current
+from agentfield.execution import Execution, Seen, current
 from agentfield.fabric.call_protocol import call_subject
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.micro import Endpoint
 from agentfield.fabric.service import Service
 from agentfield.memory import Memory
-from agentfield.memory.connecting import open_fabric
 from agentfield.memory.expiry import ExpiryWorker
 from agentfield.memory.lifetime import Lifetimes, Periods
-from agentfield.memory.subscription import Subscriptions
+from agentfield.memory.subscription import HandlerRun, Subscriptions
 from agentfield.naming import shown
 from agentfield.scope import Scope
 from agentfield.settings import Settings
-from agentfield.subject import check_namespace
 from agentfield.value import decode_value, encode_value
 from agentfield.version import __version__
 
@@ -43,8 +40,6 @@ T = TypeVar("T")
 
 CALL_TIMEOUT = 300.0
 """Seconds a call may take unless it says otherwise; a dead callee is noticed long before."""
-GRACE = 30.0
-"""Seconds that calls in progress get to finish when an agent stops."""
 
 
 class Agent:
@@ -70,24 +65,30 @@ class Agent:
     ) -> None:
         self.name = check_name(name, what="agent")
         settings = Settings.load()
-        self.namespace = settings.namespace if namespace is None else namespace
-        check_namespace(self.namespace)
+        self._presence = Presence(
+            self.name,
+            url=nats_url,
+            namespace=settings.namespace if namespace is None else namespace,
+            ai=AI(settings.ai_model if ai is None else ai),
+        )
         self.actor_id = Scope.of("actor", name if actor_id is None else actor_id).id
-        self._url = nats_url
         self._identity = Identity(self.name, self.actor_id)
-        self._ai = AI(settings.ai_model if ai is None else ai)
-        self._handle = Handle(self._open, owner=f"agent {self.name!r}")
-        self._notes = Notes(self.name, self._handle.fabric, self._open)
         self._reasoners: dict[str, Reasoner] = {}
-        self._serving: AsyncExitStack | None = None
-        self._closed = False
         self._lifetimes = Lifetimes(Periods(workflow=settings.workflow_grace, session=settings.session_idle))
-        self.memory = Memory(self._handle.fabric, agent=self.name, actor_id=self.actor_id, lifetimes=self._lifetimes)
+        self._seen = Seen()
+        self.memory = Memory(
+            self._fabric, agent=self.name, actor_id=self.actor_id, lifetimes=self._lifetimes, seen=self._seen
+        )
         if (agents := collected.get()) is not None:
             agents.append(self)
 
     def __repr__(self) -> str:
         return f"Agent({self.name!r}, namespace={self.namespace!r})"
+
+    @property
+    def namespace(self) -> str:
+        """The namespace that it is in."""
+        return self._presence.namespace
 
     # -- reasoners ----------------------------------------------------------------------------------------------------
 
@@ -111,11 +112,17 @@ class Agent:
         """The reasoners by name."""
         return MappingProxyType(self._reasoners)
 
+    @property
+    def handlers(self) -> Mapping[str, HandlerRun]:
+        """The handlers by name, as they run in this process; none while the agent is not served."""
+        subscriptions = self._presence.subscriptions
+        return {} if subscriptions is None else {run.name: run for run in subscriptions.runs}
+
     def _register(self, function: F, name: str | None) -> F:
         reasoner = Reasoner(function, name)
         if reasoner.name in self._reasoners:
             raise InvalidInputError(f"agent {self.name!r} has a reasoner {reasoner.name!r} already: use name=…")
-        if self._serving is not None:
+        if self._presence.serving is not None:
             raise InvalidInputError(f"agent {self.name!r} serves already: define {reasoner.name!r} before it starts")
         self._reasoners[reasoner.name] = reasoner
         return self._direct(function, is_async=reasoner.is_async)
@@ -157,7 +164,9 @@ class Agent:
             payload = encode_value(arguments)
         except InvalidInputError as error:
             raise InvalidInputError(f"{target} was not called: its arguments cannot be sent: {error}") from None
-        link = await self._handle.link()
+        link = await self._presence.handle.link()
+        if execution.workflow_id is not None:
+            self._lifetimes.shared(Scope("workflow", execution.workflow_id))
         try:
             result = await link.calls.call(agent, reasoner, payload, execution=execution, timeout=seconds)
         finally:
@@ -178,14 +187,14 @@ class Agent:
         the provider refuses the request), :class:`AccessDeniedError` (key refused), :class:`UnavailableError` (no
         answer, or over a rate limit), :class:`RemoteError` (an invalid answer twice, or another failure of the model).
         """
-        return await self._ai.ask(*texts, system=system, user=user, schema=schema)
+        return await self._presence.ai.ask(*texts, system=system, user=user, schema=schema)
 
     def note(self, text: str, tags: Sequence[str] = ()) -> None:
         """Leave a remark for people who follow the agent: logged at once, stored in the background.
 
         Never blocks; may be called from any thread. A note that cannot be stored is logged at WARNING.
         """
-        self._notes.add(text, tags)
+        self._presence.notes.add(text, tags)
 
     def workflow(self, workflow_id: str) -> Binding:
         """``async with app.workflow("wf-1")``: run any code in that workflow. InvalidInputError for an illegal id."""
@@ -218,15 +227,16 @@ class Agent:
         Raises ClosedError after a close, UnavailableError without a server, InvalidInputError if it serves already or
         type hints of a reasoner cannot be used. After a failure nothing is left running.
         """
-        if self._closed:
+        presence = self._presence
+        if presence.closed:
             raise ClosedError(f"agent {self.name!r} is closed: make a new one")
-        if self._serving is not None:
+        if presence.serving is not None:
             raise InvalidInputError(f"agent {self.name!r} serves already")
         for reasoner in self._reasoners.values():
             reasoner.prepare()
-        self._serving = AsyncExitStack()
+        presence.serving = AsyncExitStack()
         try:
-            await self._start(self._serving)
+            await self._start(presence, presence.serving)
         except BaseException:
             await self.aclose()
             raise
@@ -238,30 +248,63 @@ class Agent:
         """Stop serving and close; see :meth:`aclose`."""
         await self.aclose()
 
-    async def aclose(self) -> None:
+    async def aclose(self, *, grace: float = GRACE) -> None:
         """Take no more calls and events, finish those begun, send the notes, disconnect. Idempotent.
 
-        Calls that take longer than 30 s more are cancelled, and their callers told.
+        Calls and handlers that take longer than ``grace`` seconds more are cancelled; the callers are told, and the
+        events are handled by another instance or after the next start.
         """
-        self._closed = True
-        serving, self._serving = self._serving, None
+        await self._presence.aclose(grace)
+
+    @asynccontextmanager
+    async def elsewhere(
+        self,
+        nats_url: str | None = None,
+        *,
+        namespace: str | None = None,
+        ai: str | AIConfig | Model | None = None,
+    ) -> AsyncIterator[Self]:
+        """Be on another server, in another namespace or with another model inside the block; afterwards as before.
+
+        For agents that are made where their file is imported, above all in tests: whatever the file's functions do
+        with the agent then happens elsewhere. It begins unconnected there, whatever it was before, and can be served
+        by ``async with``; a view of its memory follows it. What is left out stays as it is. Leaving the block closes
+        what was opened in it, served or not. Raises InvalidInputError if the agent serves, and for an illegal
+        namespace; nothing has changed then.
+        """
+        before = self._presence
+        if before.serving is not None:
+            raise InvalidInputError(f"agent {self.name!r} serves, and cannot go elsewhere before that ends")
+        there = Presence(
+            self.name,
+            url=before.url if nats_url is None else nats_url,
+            namespace=before.namespace if namespace is None else namespace,
+            ai=before.ai if ai is None else AI(ai),
+        )
+        seen = self._seen.revision
+        self._move(there, 0)
         try:
-            if serving is not None:
-                await serving.aclose()
+            yield self
         finally:
             try:
-                await self._notes.aclose()
+                await there.aclose()
             finally:
-                await self._handle.aclose()
+                self._move(before, seen)
 
-    async def _start(self, stack: AsyncExitStack) -> None:
-        fabric = await self._handle.fabric()
-        self._notes.start()
+    def _move(self, presence: Presence, seen: int) -> None:
+        self._presence = presence
+        self._seen.revision = seen
+        self._lifetimes.forget()
+
+    async def _start(self, presence: Presence, stack: AsyncExitStack) -> None:
+        fabric = await self._fabric()
+        presence.notes.start()
         await stack.enter_async_context(ExpiryWorker(fabric, self._lifetimes.periods))
         handlers = self.memory.registrations
         subscriptions = Subscriptions(fabric, handlers, agent=self.name, actor_id=self.actor_id)
         await subscriptions.start()
-        stack.push_async_callback(subscriptions.drain)
+        presence.subscriptions = subscriptions
+        stack.push_async_callback(lambda: subscriptions.drain(presence.grace))
         service = Service(
             fabric.connection,
             name=self.name,
@@ -271,7 +314,7 @@ class Agent:
             runner=self._run_call,
         )
         await service.start()
-        stack.push_async_callback(service.drain, GRACE)
+        stack.push_async_callback(lambda: service.drain(presence.grace))
 
     def _endpoint(self, reasoner: Reasoner) -> Endpoint:
         metadata = {"description": reasoner.description} if reasoner.description else {}
@@ -285,13 +328,13 @@ class Agent:
         arguments = reasoner.arguments(payload)
         here = self._identity.adopt(execution)
         current.set(here)  # this task's own context: it ends with the call
-        if here.depth or here.workflow_id is None:
+        if here.workflow_id is None:
             return await reasoner.run(arguments)
-        async with self._lifetimes.held(await self._handle.fabric(), Scope("workflow", here.workflow_id)):
+        async with self._lifetimes.held(await self._fabric(), Scope("workflow", here.workflow_id)):
             return await reasoner.run(arguments)
 
-    async def _open(self) -> Fabric:
-        return await open_fabric(self._url, self.namespace, name=self.name, settings=Settings.load())
+    def _fabric(self) -> Awaitable[Fabric]:
+        return self._presence.handle.fabric()
 
 
 def _parse_target(target: object) -> tuple[str, str]:

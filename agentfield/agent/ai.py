@@ -21,7 +21,7 @@ from agentfield.agent.litellm_model import AIConfig, LiteLLM, Messages, adapter_
 from agentfield.errors import InvalidInputError
 from agentfield.naming import shown
 
-__all__ = ["AI", "AIConfig", "Model"]
+__all__ = ["AI", "AIConfig", "LiteLLM", "Model"]
 
 logger = logging.getLogger("agentfield.ai")
 

@@ -71,6 +71,11 @@ class Handle:
         """The fabric of the running loop; raises as :meth:`link` does."""
         return (await self.link()).fabric
 
+    @property
+    def loops(self) -> list[asyncio.AbstractEventLoop]:
+        """The loops in which it is open, those left out that have ended."""
+        return [loop for loop in self._links if not loop.is_closed()]
+
     async def aclose(self) -> None:
         """Close what is open in the running loop, and open no more. Idempotent."""
         self._closed = True

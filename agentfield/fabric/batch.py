@@ -15,7 +15,7 @@ from typing import NamedTuple
 import orjson
 
 from agentfield.codec import EVENT_ID
-from agentfield.errors import InvalidInputError, OutcomeUnknownError, UnavailableError
+from agentfield.errors import ClosedError, InvalidInputError, OutcomeUnknownError, UnavailableError
 from agentfield.execution import new_id
 from agentfield.fabric.faults import Fault, NoAnswerFault, NoRespondersFault, ServerFault, Verdict, error_of
 from agentfield.fabric.jetstream import ATTEMPT, backoff
@@ -25,6 +25,8 @@ logger = logging.getLogger("agentfield.log")
 
 MAX_BATCH = 1000
 """Messages that one batch may hold (the server answers error 10199 above)."""
+_AT_A_TIME = 100
+"""Messages after which what there is goes out: the server works on it while the rest is being written."""
 _BATCH_ID = "Nats-Batch-Id"
 _BATCH_SEQUENCE = "Nats-Batch-Sequence"
 _BATCH_COMMIT = "Nats-Batch-Commit"
@@ -55,54 +57,83 @@ def expecting(headers: dict[str, str], subject: str, expectation: Expectation | 
     return {**headers, EXPECTED: str(expectation.sequence), EXPECTED_ON: expectation.subject}
 
 
-async def append_batch(log: Log, items: Sequence[BatchItem]) -> int:
+async def append_batch(log: Log, items: Sequence[BatchItem], *, repeated: bool = False) -> int:
     """Store all items, in their order, or none; return the sequence of the last. The others lie just before it.
 
-    Tries again, with the same event ids, while the outcome is open, up to the log's timeout. Raises :class:`Conflict`
+    Tries again, with the same event ids, while the outcome is open, up to the log's timeout. ``repeated`` says that an
+    earlier call with these ids had an open outcome: what that one stored is no conflict. Raises :class:`Conflict`
     (an expectation did not hold; nothing is stored), :class:`UnavailableError` (nothing is stored),
     :class:`OutcomeUnknownError` (sent and never answered: all of it may be stored, or nothing), and
     :class:`InvalidInputError` (too many, or one too large; nothing was sent).
     """
-    if not items:
-        raise InvalidInputError("a batch without events")
-    if len(items) > MAX_BATCH:
-        raise InvalidInputError(
-            f"{len(items)} writes at once: at most {MAX_BATCH} can be stored together; split them; nothing was written"
-        )
+    check_count(len(items))
     for item in items:
         log.check_size(item.subject, item.payload, item.headers)
     loop = asyncio.get_running_loop()
     deadline = loop.time() + log.timeout
-    unknown = False
+    unknown = repeated
     attempt = 0
     while True:
         fault: Fault
         try:
-            return await _try(log, items, min(ATTEMPT, max(0.001, deadline - loop.time())))
+            async with asyncio.timeout_at(deadline):
+                await log.batches.acquire()
+            try:
+                return await _try(log, items, min(ATTEMPT, max(0.001, deadline - loop.time())))
+            finally:
+                log.batches.release()
+        except TimeoutError:
+            fault = NoRespondersFault("so many batches were waiting before this one that its time is over")
         except ServerFault as caught:
-            if caught.verdict is Verdict.COMMITTED:
-                return await _committed(log, items[-1])
-            if caught.verdict is Verdict.CONFLICT:
-                raise Conflict(caught.actual_sequence) from None
-            if caught.verdict is not Verdict.RETRY:
-                raise error_of(caught, f"writing {len(items)} events (nothing was stored)") from None
             fault = caught
+            if caught.verdict is Verdict.COMMITTED or (caught.verdict is Verdict.CONFLICT and unknown):
+                # An earlier try has been stored, or stands in its own way, or somebody else was faster: the log knows.
+                try:
+                    sequence = await _stored(log, items)
+                except (UnavailableError, ClosedError):
+                    raise _unknown(log, items) from None
+                if sequence is not None:
+                    return sequence
+                unknown = unknown or caught.verdict is Verdict.COMMITTED
+            if caught.verdict is Verdict.CONFLICT and not (unknown and caught.in_flight):
+                raise Conflict(caught.actual_sequence) from None
+            if caught.verdict not in (Verdict.RETRY, Verdict.COMMITTED, Verdict.CONFLICT):
+                raise error_of(caught, f"writing {len(items)} events (nothing was stored)") from None
         except (NoAnswerFault, NoRespondersFault) as caught:
             unknown = unknown or isinstance(caught, NoAnswerFault)
             fault = caught
         except UnavailableError as error:
             fault = NoRespondersFault(str(error))
+        except ClosedError:
+            if unknown:
+                raise _unknown(log, items) from None
+            raise
         pause = backoff(attempt)
         attempt += 1
         if loop.time() + pause >= deadline:
             if unknown:
-                raise OutcomeUnknownError(
-                    f"writing {len(items)} events together: sent, but not confirmed within {log.timeout:g} s; all of "
-                    "them may be stored, or none",
-                    event_id=items[-1].headers[EVENT_ID],
-                )
+                raise _unknown(log, items)
             raise error_of(fault, f"writing {len(items)} events (nothing was stored)")
         await asyncio.sleep(pause)
+
+
+def check_count(number: int) -> None:
+    """Raises :class:`InvalidInputError` unless so many messages fit into one batch."""
+    if not number:
+        raise InvalidInputError("a batch without events")
+    if number > MAX_BATCH:
+        raise InvalidInputError(
+            f"{number} writes and checks at once: at most {MAX_BATCH} can be stored together; split them; nothing was "
+            "written"
+        )
+
+
+def _unknown(log: Log, items: Sequence[BatchItem]) -> OutcomeUnknownError:
+    return OutcomeUnknownError(
+        f"writing {len(items)} events together: sent, but not confirmed within {log.timeout:g} s; all of them may be "
+        "stored, or none",
+        event_id=items[-1].headers[EVENT_ID],
+    )
 
 
 async def _try(log: Log, items: Sequence[BatchItem], timeout: float) -> int:
@@ -114,6 +145,8 @@ async def _try(log: Log, items: Sequence[BatchItem], timeout: float) -> int:
         headers[_BATCH_SEQUENCE] = str(number)
         if number < len(items):
             await connection.publish(item.subject, item.payload, headers)
+            if number % _AT_A_TIME == 0:
+                await asyncio.sleep(0)
             continue
         headers[_BATCH_COMMIT] = "1"
         answer = orjson.loads((await connection.request(item.subject, item.payload, headers, timeout=timeout)).payload)
@@ -124,6 +157,17 @@ async def _try(log: Log, items: Sequence[BatchItem], timeout: float) -> int:
     raise AssertionError("unreachable: the last item commits")
 
 
-async def _committed(log: Log, last: BatchItem) -> int:
-    """Where an earlier try of this batch was stored. Repeating an id without expectation only asks for that."""
-    return (await log.append(last.subject, last.payload, last.headers)).sequence
+async def _stored(log: Log, items: Sequence[BatchItem]) -> int | None:
+    """Where the last item is stored, if the log holds it: then it holds them all."""
+    item = items[-1]
+    (last,) = await log.last([item.subject])
+    if last is None:
+        return None
+    if last.headers.get(EVENT_ID) == item.headers[EVENT_ID]:
+        return last.sequence
+    # Its key has been written since; what was expected says where to begin to look.
+    start = 1 + max((each.expectation.sequence for each in items if each.expectation is not None), default=0)
+    async for record in log.read([item.subject], start=start, stop=last.sequence):
+        if record.headers.get(EVENT_ID) == item.headers[EVENT_ID]:
+            return record.sequence
+    return None

@@ -8,7 +8,8 @@ Must not know: what an event means or how it is handled. Invariants:
   last pull that the server accepted: a process that was paused for longer hands out nothing on waking.
 * Whoever gains the pin first resets the consumer to its acknowledged floor. So what the previous instance had received
   and not finished comes again, in order, before anything newer.
-* Only a floor is acknowledged (``ack_policy: all``): every event at or below it has been handled.
+* Only a floor is acknowledged (``ack_policy: all``): every event at or below it has been handled. And only while the
+  pin is surely ours: after a takeover the consumer counts anew, and an acknowledgement from before would mislead it.
 
 Source: NATS ADR-42 (priority groups); the server's ``CONSUMER.RESET`` and ``CONSUMER.UNPIN`` requests.
 """
@@ -26,12 +27,12 @@ from typing import Any
 import orjson
 
 from agentfield.codec import Record
-from agentfield.errors import AgentFieldError, ClosedError, UnavailableError
+from agentfield.errors import AccessDeniedError, AgentFieldError, ClosedError, UnavailableError
 from agentfield.fabric import records
 from agentfield.fabric.client import DESCRIPTION
 from agentfield.fabric.connection import Connection, ConnectionState, Message, Subscription
 from agentfield.fabric.faults import Fault, NoAnswerFault, NoRespondersFault, ServerFault, Verdict, error_of
-from agentfield.fabric.jetstream import API, api, backoff
+from agentfield.fabric.jetstream import API, api, backoff, ends_pull
 
 logger = logging.getLogger("agentfield.consumer")
 
@@ -55,6 +56,7 @@ _ACK_WAIT = 24 * 3600
 """Seconds until the server redelivers by itself. Long: on takeover the reset redelivers, in order; a redelivery while
 the instance lives could only come out of order."""
 _PIN = "Nats-Pin-Id"
+_UNPINNED = "$JS.EVENT.ADVISORY.CONSUMER.UNPINNED"
 _WRONG_PIN = 423
 
 
@@ -107,7 +109,7 @@ class ConsumerSpec:
             "ack_policy": "all",
             "ack_wait": int(_ACK_WAIT * 1e9),
             "max_deliver": -1,
-            "max_ack_pending": WINDOW * 4,
+            "max_ack_pending": -1,  # the window bounds it; a limit here would stop a consumer whose floor lags
             "max_waiting": 512,
             "filter_subjects": list(self.filters),
             "priority_groups": [GROUP],
@@ -132,7 +134,7 @@ class PinnedConsumer:
         self._subscription: Subscription | None = None
         self._inbox = ""
         self._pull = 0
-        self._pin = ""
+        self._pin = self._former_pin = ""
         self._lease_until = 0.0
         self._messages: deque[Message] = deque()
         self._wake = asyncio.Event()
@@ -144,7 +146,7 @@ class PinnedConsumer:
         self._outstanding = 0
         self._outstanding_bytes = 0
         self._received = 0
-        self._handled_floor = 0
+        self._handled_floor: int | None = None
         self._handled_above: set[int] = set()
         self._running: set[int] = set()
         self._idle = asyncio.Event()
@@ -174,24 +176,33 @@ class PinnedConsumer:
                         config[name] = existing[name]
                 if all(existing.get(name) == value for name, value in config.items() if name != "metadata" and value):
                     return
-            elif self._handled_floor:  # deleted under a running instance, which knows how far it had come
+            elif self._handled_floor is not None:  # deleted under us, and we know how far it had come
                 config.pop("opt_start_time", None)
                 config |= {"deliver_policy": "by_start_sequence", "opt_start_seq": self._handled_floor + 1}
             body = {"stream_name": spec.stream, "config": config, "action": ""}
-            await api(self._connection, f"CONSUMER.CREATE.{spec.stream}.{spec.name}", body)
+            self._note_floor(await api(self._connection, f"CONSUMER.CREATE.{spec.stream}.{spec.name}", body))
         except Fault as fault:
             raise error_of(fault, f"preparing the consumer {spec.name}") from None
 
     async def _info(self) -> dict[str, Any] | None:
         try:
-            config: dict[str, Any] = (
-                await api(self._connection, f"CONSUMER.INFO.{self._spec.stream}.{self._spec.name}")
-            )["config"]
+            info = await api(self._connection, f"CONSUMER.INFO.{self._spec.stream}.{self._spec.name}")
         except ServerFault as fault:
             if fault.verdict is Verdict.ABSENT:
                 return None
             raise
+        self._note_floor(info)
+        config: dict[str, Any] = info["config"]
         return config
+
+    def _note_floor(self, info: Mapping[str, Any]) -> None:
+        """Remember how far the consumer has come, should it be deleted; a standby knows it only from here."""
+        self._raise_floor(int(info["ack_floor"]["stream_seq"]))
+
+    def _raise_floor(self, floor: int) -> None:
+        if self._handled_floor is None or floor > self._handled_floor:
+            self._handled_floor = floor
+            self._handled_above = {sequence for sequence in self._handled_above if sequence > floor}
 
     # -- the taker's side ---------------------------------------------------------------------------------------------
 
@@ -216,7 +227,7 @@ class PinnedConsumer:
         self._running.discard(sequence)
         if not self._running:
             self._idle.set()
-        if sequence > self._handled_floor:
+        if not self._known_as_handled(sequence):
             self._handled_above.add(sequence)
         slot = self._slots.pop(sequence, None)
         if slot is None:
@@ -231,13 +242,37 @@ class PinnedConsumer:
         while window and window[0].done:
             head = window.popleft()
             self._handled_above.discard(head.sequence)
-            self._handled_floor = max(self._handled_floor, head.sequence)
+            self._handled_floor = max(self._handled_floor or 0, head.sequence)
             self._ack_reply = head.reply
             self._unacked += 1
-        if self._unacked >= _ACK_EVERY:
-            self._acknowledge()
-        elif self._unacked and self._ack_timer is None:
-            self._ack_timer = asyncio.get_running_loop().call_later(_ACK_DELAY, self._acknowledge)
+        self._acknowledge_soon()
+
+    @property
+    def floor(self) -> int:
+        """The sequence up to which everything is known to have been handled, by whichever instance; 0 for nothing."""
+        return self._handled_floor or 0
+
+    def is_begun(self, sequence: int) -> bool:
+        """Whether the event was handed out here and is not done yet."""
+        return sequence in self._running
+
+    def is_handled(self, sequence: int) -> bool:
+        """Whether the event is known to have been handled, by whichever instance, or came before the beginning."""
+        return self._known_as_handled(sequence)
+
+    async def learn_floor(self) -> None:
+        """Ask the server how far the consumer has come: what another instance handles is known only from there.
+
+        Raises :class:`UnavailableError` when the server does not answer.
+        """
+        try:
+            await self._info()
+        except Fault as fault:
+            raise error_of(fault, f"asking for the state of the consumer {self._spec.name}") from None
+
+    def _known_as_handled(self, sequence: int) -> bool:
+        floor = self._handled_floor
+        return (floor is not None and sequence <= floor) or sequence in self._handled_above
 
     async def still_ours(self, sequence: int) -> bool:
         """Whether an event handed out earlier is still this instance's to handle; waits while that is uncertain.
@@ -268,11 +303,12 @@ class PinnedConsumer:
         self._acknowledge()
         if self._acks:
             await asyncio.gather(*self._acks)
-        pin, self._pin = self._pin, ""
+        pinned = self.active
+        self._pin = ""
         subscription, self._subscription = self._subscription, None
         if subscription is not None:
             await subscription.unsubscribe()
-        if pin and self._connection.state == "connected":
+        if pinned and self._connection.state == "connected":
             try:
                 await self._connection.flush(2.0)  # the acknowledgement first
                 body = orjson.dumps({"group": GROUP})
@@ -282,10 +318,20 @@ class PinnedConsumer:
             except (Fault, UnavailableError, ClosedError) as error:
                 logger.debug("consumer %s: leaving: %s", self._spec.name, error)
 
+    def _acknowledge_soon(self) -> None:
+        if self._unacked >= _ACK_EVERY and self.active:
+            self._acknowledge()
+        elif self._unacked and self._ack_timer is None:
+            self._ack_timer = asyncio.get_running_loop().call_later(_ACK_DELAY, self._acknowledge)
+
     def _acknowledge(self) -> None:
         if self._ack_timer is not None:
             self._ack_timer.cancel()
             self._ack_timer = None
+        if not self.active:
+            if self._pin:
+                self._acknowledge_soon()
+            return
         reply, self._ack_reply, self._unacked = self._ack_reply, "", 0
         if reply:
             task = asyncio.ensure_future(self._send_ack(reply))
@@ -308,13 +354,16 @@ class PinnedConsumer:
             while True:
                 try:
                     await self._idle.wait()  # what we still handle must end before we may compete again
+                    if self._draining:
+                        await asyncio.Event().wait()  # until cancelled: whoever is leaving competes no more
                     pin = await self._acquire()
                     attempt = 0
                     await self._hold(pin)
                 except ClosedError:
                     raise
                 except (Fault, AgentFieldError, TimeoutError) as error:
-                    logger.debug("consumer %s: %r", self._spec.name, error)
+                    level = logging.WARNING if isinstance(error, AccessDeniedError) else logging.DEBUG
+                    logger.log(level, "consumer %s: %r", self._spec.name, error)
                     self._release()
                     await asyncio.sleep(backoff(attempt))
                     attempt += 1
@@ -347,33 +396,71 @@ class PinnedConsumer:
         self._messages = deque()
         messages = self._messages
 
-        async def arrived(message: Message) -> None:
+        def arrived(message: Message) -> None:
             messages.append(message)
             self._wake.set()
 
-        self._subscription = await self._connection.subscribe(f"{self._inbox}.*", arrived)
+        self._subscription = await self._connection.listen(f"{self._inbox}.*", arrived)
 
     async def _acquire(self) -> str:
         """Wait as a standby until the server pins this instance. The event that tells so comes again later."""
         await self._open_inbox()
-        while True:
-            number = await self._request(batch=1, expires=_STANDBY_PULL)
+        advisories = await self._hear_of_unpinning()
+        try:
             while True:
-                message = await self._receive(_STANDBY_PULL + _SILENCE)
-                if not message.status:
-                    if not (pin := message.headers.get(_PIN)):
-                        raise ServerFault(500, 0, f"the consumer {self._spec.name} does not pin its client")
-                    return pin
-                if self._ends(message, number):
-                    break
+                number = await self._request(batch=1, expires=_STANDBY_PULL)
+                await self._free_unfinished()
+                while True:
+                    message = await self._receive(_STANDBY_PULL + _SILENCE)
+                    if message.subject.startswith(_UNPINNED):
+                        await self._free_unfinished()
+                    elif not message.status:
+                        if not (pin := message.headers.get(_PIN)):
+                            raise ServerFault(500, 0, f"the consumer {self._spec.name} does not pin its client")
+                        return pin
+                    elif self._ends(message, number):
+                        break
+        finally:
+            if advisories is not None:
+                await advisories.unsubscribe()
+
+    async def _hear_of_unpinning(self) -> Subscription | None:
+        """Be told, among the other messages, when the active instance is gone; None where that is not permitted."""
+        messages = self._messages
+
+        def unpinned(message: Message) -> None:
+            messages.append(message)
+            self._wake.set()
+
+        try:
+            return await self._connection.listen(f"{_UNPINNED}.{self._spec.stream}.{self._spec.name}", unpinned)
+        except AccessDeniedError:
+            return None  # then it shows when a pull of ours expires
+
+    async def _free_unfinished(self) -> None:
+        """Where nobody is active and something was delivered and never acknowledged, have it delivered again.
+
+        The server pins a client only when it has something to deliver. What an instance had received when it died, or
+        lost its connection, would otherwise wait for the next event.
+        """
+        info = await self._ask("INFO")
+        pinned = "".join(group.get("pinned_client_id") or "" for group in info.get("priority_groups") or ())
+        if pinned and pinned == self._former_pin:
+            await self._ask("UNPIN", {"group": GROUP})  # that was us, before we lost the connection
+            pinned = ""
+        if info["num_ack_pending"] and not pinned:
+            await self._ask("RESET")
+
+    async def _ask(self, what: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        subject = f"CONSUMER.{what}.{self._spec.stream}.{self._spec.name}"
+        return await api(self._connection, subject, body, patience=PIN_TIMEOUT / 2)
 
     async def _hold(self, pin: str) -> None:
         loop = asyncio.get_running_loop()
-        reset = await api(
-            self._connection, f"CONSUMER.RESET.{self._spec.stream}.{self._spec.name}", patience=PIN_TIMEOUT / 2
-        )
+        reset = await self._ask("RESET")
         await self._open_inbox()
         floor = int(reset["reset_seq"]) - 1
+        self._raise_floor(floor)
         self._received = floor
         self._pin, self._lease_until = pin, 0.0
         logger.info("consumer %s: active from sequence %d on", self._spec.name, floor + 1)
@@ -385,7 +472,7 @@ class PinnedConsumer:
                 # A pull that no event can satisfy still renews the pin: the server answers it with a status.
                 number = await self._request(batch=1, expires=_PULL, max_bytes=1)
                 await self._answers(number, sent, 1)
-                await self._room(_PULL)
+                await self._room(max(_PULL / 10, sent + _PULL - loop.time()))
             else:
                 number = await self._request(batch=room, expires=_PULL)
                 await self._answers(number, sent, room)
@@ -407,10 +494,10 @@ class PinnedConsumer:
 
     def _ends(self, message: Message, number: int) -> bool:
         """Whether a status ends pull ``number`` in the ordinary way. Raises a fault when it says anything else."""
-        description = message.headers.get(DESCRIPTION, "")
         if message.status == _WRONG_PIN:
             raise NoAnswerFault("another instance is active")
-        if message.status not in (404, 408) and not (message.status == 409 and "Max" in description):
+        if not ends_pull(message):
+            description = message.headers.get(DESCRIPTION, "")
             raise NoAnswerFault(f"the server ended the pull: {message.status} {description}")
         return message.subject == f"{self._inbox}.{number}"
 
@@ -418,15 +505,25 @@ class PinnedConsumer:
         delivery = records.of_consumer(message)
         sequence = delivery.record.sequence
         if sequence <= self._received:
-            return  # a redelivery of what we have already
+            self._accept_again(sequence, delivery.reply)
+            return
         self._received = sequence
         slot = _Slot(sequence, delivery.reply, len(message.payload))
         self._slots[sequence] = slot
         self._window.append(slot)
         self._outstanding += 1
         self._outstanding_bytes += slot.size
-        handled = sequence <= self._handled_floor or sequence in self._handled_above
-        self._emit(Received(delivery.record, handled))
+        self._emit(Received(delivery.record, self._known_as_handled(sequence)))
+
+    def _accept_again(self, sequence: int, reply: str) -> None:
+        """What we have already came again: somebody reset the consumer. From now on only its new replies count."""
+        slot = self._slots.get(sequence)
+        if slot is not None:
+            slot.reply = reply
+        elif self._handled_floor is not None and sequence <= self._handled_floor:
+            self._ack_reply = reply
+            self._unacked += 1
+            self._acknowledge_soon()
 
     def _emit(self, item: Activated | Received) -> None:
         self._out.append(item)
@@ -436,7 +533,12 @@ class PinnedConsumer:
         """The pin is lost or in doubt: forget what was received; what is being handled is finished by the taker."""
         if self._pin:
             logger.info("consumer %s: no longer active", self._spec.name)
+            self._former_pin = self._pin
         self._pin = ""
+        self._ack_reply, self._unacked = "", 0
+        if self._ack_timer is not None:
+            self._ack_timer.cancel()
+            self._ack_timer = None
         self._out.clear()
         self._slots.clear()
         self._window.clear()

@@ -13,13 +13,14 @@ from contextlib import AsyncExitStack
 from agentfield.fabric.connection import Connection
 from agentfield.fabric.jetstream import PATIENCE
 from agentfield.fabric.log import Log
+from agentfield.fabric.objects import Objects
 from agentfield.fabric.timers import Timers
 from agentfield.fabric.topology import Drift, Topology, provision
 from agentfield.subject import Subjects
 
 
 class Fabric:
-    """A connection, the topology of one namespace, its log and its timers. Open with :meth:`open`."""
+    """A connection, the topology of one namespace, its log, its timers and its objects. Open with :meth:`open`."""
 
     def __init__(self, connection: Connection, topology: Topology, log: Log, drifts: Sequence[Drift]) -> None:
         self.connection = connection
@@ -27,6 +28,7 @@ class Fabric:
         self.log = log
         self.drifts = tuple(drifts)
         self.timers = Timers(connection, topology, timeout=log.timeout)
+        self.objects = Objects(connection, topology, timeout=log.timeout)
         self.subjects = Subjects(topology.namespace)
         self.loop = asyncio.get_running_loop()
         self._follower: asyncio.Task[None] | None = None

@@ -125,6 +125,11 @@ class ServerFault(Fault):
         return Verdict.RETRY if self.code == 503 else Verdict.UNAVAILABLE
 
     @property
+    def in_flight(self) -> bool:
+        """Whether another write of the subject, not yet decided, stands in the way; maybe an earlier try of ours."""
+        return self.err_code == 10164
+
+    @property
     def actual_sequence(self) -> int | None:
         """The subject's last sequence as a conflict names it, or None when the answer does not say."""
         found = _SEQUENCE.search(self.description)

@@ -14,7 +14,8 @@ from typing import Any
 import orjson
 
 from agentfield.errors import UnavailableError
-from agentfield.fabric.connection import Connection
+from agentfield.fabric.client import DESCRIPTION
+from agentfield.fabric.connection import Connection, Message
 from agentfield.fabric.faults import NoAnswerFault, NoRespondersFault, ServerFault, Verdict
 
 API = "$JS.API"
@@ -27,6 +28,17 @@ PATIENCE = 15.0
 def backoff(attempt: int) -> float:
     """Seconds to wait before try number ``attempt`` + 1: exponential from 20 ms to 500 ms, with jitter."""
     return float(min(0.5, 0.02 * 2**attempt)) * (0.5 + random.random())
+
+
+def ends_pull(message: Message) -> bool:
+    """Whether a status ends a pull in the ordinary way: it expired, it is complete, or the next event is too large.
+
+    Any other (409 for a consumer that was deleted or moved, 503 for one that is gone) means that something happened.
+    """
+    if message.status == 409:
+        description = message.headers.get(DESCRIPTION, "")
+        return "MaxBytes" in description or description == "Batch Completed"
+    return message.status in (404, 408)
 
 
 async def api(

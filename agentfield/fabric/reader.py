@@ -11,7 +11,7 @@ import asyncio
 import logging
 import uuid
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any, Self
 
 import orjson
@@ -20,9 +20,9 @@ from agentfield.codec import Record
 from agentfield.errors import ClosedError, NotFoundError, UnavailableError
 from agentfield.fabric import records
 from agentfield.fabric.client import DESCRIPTION
-from agentfield.fabric.connection import Connection, Message, Subscription
+from agentfield.fabric.connection import Connection, ConnectionState, Message, Subscription
 from agentfield.fabric.faults import NO_MESSAGE, Fault, NoAnswerFault, ServerFault, error_of
-from agentfield.fabric.jetstream import API, PATIENCE, api, backoff
+from agentfield.fabric.jetstream import API, PATIENCE, api, backoff, ends_pull
 
 logger = logging.getLogger("agentfield.reader")
 
@@ -70,12 +70,15 @@ class Reader:
         self._initial_pending = 0
         self._began_at = 0
         self._closed = False
+        self._lost = False
+        self._forget_listener: Callable[[], None] | None = None
         self._ahead: records.Delivery | None = None
         self.heard = 0.0
         """When the server last said anything, by the loop's clock."""
 
     async def __aenter__(self) -> Self:
-        self._subscription = await self._connection.subscribe(f"{self._inbox}.*", self._on_message)
+        self._subscription = await self._connection.listen(f"{self._inbox}.*", self._on_message)
+        self._forget_listener = self._connection.on_state(self._on_state)
         try:
             await self._create()
         except BaseException:
@@ -92,6 +95,8 @@ class Reader:
             return
         self._closed = True
         self._signal.set()
+        if self._forget_listener is not None:
+            self._forget_listener()
         if self._subscription is not None:
             await self._subscription.unsubscribe()
         await self._delete()
@@ -130,12 +135,17 @@ class Reader:
         self._arrived.clear()
         self._owed = 0
 
-    async def _on_message(self, message: Message) -> None:
+    def _on_state(self, state: ConnectionState) -> None:
+        if state != "connected":  # the open pull is gone, and after a restart of the server so is the consumer
+            self._lost = True
+            self._signal.set()
+
+    def _on_message(self, message: Message) -> None:
         self._arrived.append(message)
         self.heard = asyncio.get_running_loop().time()
         self._signal.set()
 
-    async def until(self, target: int) -> AsyncIterator[Record]:
+    async def until(self, target: int) -> AsyncGenerator[Record, None]:
         """Events up to sequence ``target`` (one the stream has reached), then the end."""
         if self._initial_pending == 0 and await self._nothing_left(self._next, target):
             return
@@ -149,7 +159,7 @@ class Reader:
             if sequence == target or (delivery.pending == 0 and await self._nothing_left(sequence + 1, target)):
                 return
 
-    async def last_of_each(self) -> AsyncIterator[Record]:
+    async def last_of_each(self) -> AsyncGenerator[Record, None]:
         """The last event of every subject, then the end; for a reader made with ``last_per_subject``.
 
         A subject may come again, with a newer event, if it is written meanwhile or the replica that answers was
@@ -193,7 +203,7 @@ class Reader:
                 raise NotFoundError(str(fault)) from None
             raise error_of(fault, f"reading {self._stream}") from None
 
-    async def follow(self) -> AsyncIterator[Record]:
+    async def follow(self) -> AsyncGenerator[Record, None]:
         """Events without end, the past first; returns when the reader is closed."""
         while not self._closed:
             try:
@@ -229,6 +239,8 @@ class Reader:
         while not self._arrived:
             if self._closed:
                 raise ClosedError("this reader is closed")
+            if self._lost:
+                raise NoAnswerFault("the connection was lost")
             if self._owed <= 0:
                 await self._open_pull()
             self._signal.clear()
@@ -248,7 +260,7 @@ class Reader:
         if message.subject != f"{self._inbox}.{self._pull}":
             return
         description = message.headers.get(DESCRIPTION, "")
-        if message.status not in (404, 408) and not (message.status == 409 and "Max" in description):
+        if not ends_pull(message):
             raise NoAnswerFault(f"{message.status} {description}")
         if "MaxBytes" in description and self._owed == _BATCH:
             self._batch_bytes *= 2  # one event alone is larger than a batch may be
@@ -260,6 +272,7 @@ class Reader:
         while not self._closed:
             try:
                 await self._connection.wait_connected(self._patience)
+                self._lost = False
                 await self._delete()
                 await self._create()
             except UnavailableError as error:

@@ -12,14 +12,15 @@ import asyncio
 import logging
 import uuid
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import orjson
 
-from agentfield.errors import UnavailableError
-from agentfield.fabric.connection import Connection, Message, Subscription
+from agentfield.errors import AgentFieldError, UnavailableError
+from agentfield.fabric import records
+from agentfield.fabric.connection import Connection, ConnectionState, Message, Subscription
 from agentfield.fabric.faults import Fault, NoAnswerFault, NoRespondersFault, ServerFault, Verdict, error_of
 from agentfield.fabric.jetstream import API, ATTEMPT, PATIENCE, api, backoff
 from agentfield.fabric.topology import Topology
@@ -32,16 +33,19 @@ _EXPIRES = 10.0
 """Seconds a pull of the worker stays open; due messages come the moment they are due."""
 _LINGER = 0.01
 """Seconds to wait for more after the first due message, so that a burst is worked off in batches."""
-_ACK_WAIT = 60.0
-"""Seconds after which a due message goes to another worker: this one died, or is overwhelmed."""
+_ACK_WAIT = 10.0
+"""Seconds after which a due message goes to another worker: this one died, or is overwhelmed. Doing it twice is
+harmless, so this need not be longer than most work takes."""
 _PULL = orjson.dumps({"batch": _BATCH, "expires": int(_EXPIRES * 1e9)})
 
 
 class Due(NamedTuple):
-    """A timer that has fired: its name, what was stored with it, and where to acknowledge it."""
+    """A timer that has fired: its name, what was stored with it, when it fired, and where to acknowledge it."""
 
     name: str
     payload: bytes
+    fired: int
+    """Nanoseconds since the epoch, by the server's clock: it is later than that now."""
     reply: str
 
 
@@ -70,7 +74,7 @@ class Timers:
         deadline = loop.time() + self._timeout
         attempt = 0
         while True:
-            fault: Fault
+            fault: Fault | UnavailableError
             try:
                 limit = min(ATTEMPT, max(0.001, deadline - loop.time()))
                 answer = orjson.loads(
@@ -81,7 +85,7 @@ class Timers:
                 fault = ServerFault.of(answer["error"])
                 if fault.verdict is not Verdict.RETRY:
                     raise error_of(fault, f"setting the timer {name!r}")
-            except (NoAnswerFault, NoRespondersFault) as caught:
+            except (NoAnswerFault, NoRespondersFault, UnavailableError) as caught:
                 fault = caught
             pause = backoff(attempt)
             attempt += 1
@@ -133,22 +137,24 @@ class Worker:
         self._prefix = prefix
         self._inbox = f"_INBOX.{uuid.uuid4().hex}"
         self._subscription: Subscription | None = None
+        self._forget: Callable[[], None] | None = None
         self._messages: deque[Message] = deque()
         self._wake = asyncio.Event()
         self._owed = 0
+        self._open: dict[str, Due] = {}
 
     async def next(self) -> list[Due]:
-        """Wait until at least one timer is due, and return up to 500. Acknowledge them with :meth:`done`.
+        """Wait until at least one timer is due, and return up to 500. Then say :meth:`done` or :meth:`again` of each.
 
         Raises :class:`UnavailableError` when the server or the consumer is away; call again.
         """
         if self._subscription is None:
-            self._subscription = await self._connection.subscribe(self._inbox, self._on_message)
+            self._subscription = await self._connection.listen(self._inbox, self._on_message)
+            self._forget = self._connection.on_state(self._on_state)
         due: list[Due] = []
         while len(due) < _BATCH:
             if self._owed <= 0:
-                await self._connection.publish(self._next, _PULL, reply=self._inbox)
-                self._owed = _BATCH
+                await self._pull()
             try:
                 async with asyncio.timeout(_LINGER if due else _EXPIRES + 2.0):
                     message = await self._receive()
@@ -157,34 +163,72 @@ class Worker:
                     return due  # the pull stays open: what it still brings is taken next time
                 self._owed = 0
                 raise UnavailableError("the server does not answer the expiry worker") from None
+            if message is None:
+                continue  # the pull is gone
             if not message.status:
-                due.append(Due(message.subject.removeprefix(self._prefix), message.payload, message.reply))
                 self._owed -= 1
+                item = Due(
+                    message.subject.removeprefix(self._prefix),
+                    message.payload,
+                    records.of_consumer(message).record.timestamp,
+                    message.reply,
+                )
+                self._open[item.reply] = item
+                due.append(item)
                 continue
             self._owed = 0
-            if message.status not in (404, 408, 409):
-                raise UnavailableError(f"the timers' consumer is gone (status {message.status})")
             if due:
                 return due
+            if message.status not in (404, 408, 409):
+                raise UnavailableError(f"the timers' consumer is gone (status {message.status})")
         return due
 
     async def done(self, due: Sequence[Due]) -> None:
         """These need no more attention. A lost acknowledgement only makes them come again."""
         for item in due:
             await self._connection.publish(item.reply, b"+ACK")
+            self._open.pop(item.reply, None)
+
+    async def again(self, delay: float = 0.0) -> None:
+        """Let whatever was taken and is not done come again after ``delay`` seconds, here or elsewhere."""
+        word = b"-NAK" if not delay else b"-NAK " + orjson.dumps({"delay": int(delay * 1e9)})
+        waiting = [*self._open, *(message.reply for message in self._messages if not message.status)]
+        self._open.clear()
+        self._messages.clear()
+        self._owed = 0
+        for reply in waiting:
+            await self._connection.publish(reply, word)
 
     async def aclose(self) -> None:
-        """End the subscription; what is not acknowledged goes to another worker. Idempotent."""
+        """End the subscription; what is not done goes to another worker. Idempotent."""
         subscription, self._subscription = self._subscription, None
-        if subscription is not None:
-            await subscription.unsubscribe()
+        if subscription is None:
+            return
+        if self._forget is not None:
+            self._forget()
+        await subscription.unsubscribe()
+        try:
+            await self.again()
+        except AgentFieldError as error:
+            logger.debug("expiry worker: leaving %d timers to time out: %s", len(self._open), error)
 
-    async def _receive(self) -> Message:
+    async def _pull(self) -> None:
+        await self._connection.publish(self._next, _PULL, reply=self._inbox)
+        self._owed = _BATCH
+
+    async def _receive(self) -> Message | None:
+        """The next message of the open pull, or None once there is no pull any more."""
         while not self._messages:
+            if self._owed <= 0:
+                return None
             self._wake.clear()
             await self._wake.wait()
         return self._messages.popleft()
 
-    async def _on_message(self, message: Message) -> None:
+    def _on_message(self, message: Message) -> None:
         self._messages.append(message)
+        self._wake.set()
+
+    def _on_state(self, state: ConnectionState) -> None:
+        self._owed = 0  # the server forgets the pulls of a connection that is lost
         self._wake.set()

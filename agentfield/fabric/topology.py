@@ -17,6 +17,7 @@ from datetime import timedelta
 from types import MappingProxyType
 from typing import Any
 
+from agentfield.errors import AccessDeniedError, UnavailableError
 from agentfield.fabric.connection import Connection
 from agentfield.fabric.faults import Fault, ServerFault, Verdict, error_of
 from agentfield.fabric.jetstream import api
@@ -68,6 +69,7 @@ class Topology:
     timers: StreamSpec = field(init=False)
     notes: StreamSpec = field(init=False)
     deadletters: StreamSpec = field(init=False)
+    objects: StreamSpec = field(init=False)
 
     def __post_init__(self) -> None:
         ns, upper = self.namespace, self.namespace.upper()
@@ -133,6 +135,18 @@ class Topology:
                 "events that a handler failed on for good, until replayed or dropped",
                 _config(subjects=[f"{ns}.deadletters.>"], allow_direct=True),
             ),
+            "objects": StreamSpec(
+                f"OBJ_{self.objects_bucket}",
+                "values too large for an event, in chunks, readable as an object store",
+                _config(
+                    subjects=[f"$O.{self.objects_bucket}.C.>", f"$O.{self.objects_bucket}.M.>"],
+                    discard="new",
+                    allow_rollup_hdrs=True,  # a description replaces the one before it (ADR-20)
+                    allow_direct=True,
+                    duplicate_window=nanoseconds(DUPLICATE_WINDOW),
+                    compression="s2",
+                ),
+            ),
         }
         for name, value in {"log": log, "buckets": buckets, **rest}.items():
             object.__setattr__(self, name, value)
@@ -140,7 +154,12 @@ class Topology:
     @property
     def streams(self) -> tuple[StreamSpec, ...]:
         """Every stream, the log first: buckets source it, so it has to exist before they do."""
-        return (self.log, *self.buckets, self.timers, self.notes, self.deadletters)
+        return (self.log, *self.buckets, self.timers, self.notes, self.deadletters, self.objects)
+
+    @property
+    def objects_bucket(self) -> str:
+        """The object store's name, as clients know it."""
+        return f"{self.namespace}-objects"
 
 
 def _config(**fields: Any) -> Mapping[str, Any]:
@@ -228,7 +247,7 @@ async def _follow_cluster(connection: Connection, config: dict[str, Any]) -> dic
         raised: dict[str, Any] = (await api(connection, f"STREAM.UPDATE.{config['name']}", wanted, patience=5.0))[
             "config"
         ]
-    except Fault as fault:
+    except (Fault, AccessDeniedError, UnavailableError) as fault:
         logger.debug("stream %s stays at %d replica(s): %s", config["name"], config.get("num_replicas", 1), fault)
         return config
     logger.info("stream %s now has %d replicas", config["name"], REPLICAS)

@@ -63,6 +63,11 @@ def ports(usual: int, earlier: int | None) -> Iterator[int]:
     for port in dict.fromkeys([earlier or usual, *range(usual, usual + _NEIGHBOURS)]):
         if _free_port(port) is not None:
             yield port
+    yield from any_ports()
+
+
+def any_ports() -> Iterator[int]:
+    """Ports of the system's choice that are free now: for a server that nobody is to find by chance."""
     while (chosen := _free_port(0)) is not None:
         yield chosen
 

@@ -14,7 +14,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,8 +34,11 @@ _KILL_DEADLINE = 5.0
 _POLL = 0.005
 
 
-def ensure(directory: Path) -> Server:
-    """The server of that home, started if there is none. Any number of processes may ask at once."""
+def ensure(directory: Path, *, choices: Iterable[tuple[int, int]] | None = None) -> Server:
+    """The server of that home, started if there is none. Any number of processes may ask at once.
+
+    ``choices`` are pairs of a client and a monitoring port for one that has to be started; see ``launch``.
+    """
     home = Home(directory)
     server = look(home)
     if server is not None:
@@ -44,7 +47,7 @@ def ensure(directory: Path) -> Server:
     with _start_lock(home):
         # Somebody else may have started it by now, or may have died while starting it.
         server = wait(home, within=START_DEADLINE)
-        return server if server is not None else launch(home, find_binary())
+        return server if server is not None else launch(home, find_binary(), choices=choices)
 
 
 def find(directory: Path) -> Server | None:

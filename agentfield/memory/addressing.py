@@ -6,20 +6,22 @@ operation needs to know of its surroundings is in a :class:`Place`; the function
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 from agentfield.errors import InvalidInputError
-from agentfield.execution import Execution
 from agentfield.scope import GLOBAL, RESOLUTION, Scope, ScopeKind, check_scope_kind
+from agentfield.subject import Subjects
 
 AnyScope = tuple[ScopeKind, str | None]
 """A scope kind with an id, or with None for every id of that kind."""
 
 
 class Place(NamedTuple):
-    """Where an operation happens: the running execution, the agent's actor scope, and the scope a view is bound to."""
+    """Where an operation happens: the workflow and session it runs in, the agent's actor scope, a view's own scope."""
 
-    execution: Execution | None
+    workflow_id: str | None
+    session_id: str | None
     actor_id: str | None
     bound: AnyScope | None = None
 
@@ -29,12 +31,10 @@ def write_scope(place: Place, scope: str | None, scope_id: str | None) -> Scope:
     chosen = _explicit(place, scope, scope_id)
     if chosen is not None:
         return chosen
-    execution = place.execution
-    if execution is not None:
-        if execution.workflow_id is not None:
-            return Scope("workflow", execution.workflow_id)
-        if execution.session_id is not None:
-            return Scope("session", execution.session_id)
+    if place.workflow_id is not None:
+        return Scope("workflow", place.workflow_id)
+    if place.session_id is not None:
+        return Scope("session", place.session_id)
     return GLOBAL
 
 
@@ -49,6 +49,21 @@ def read_scopes(place: Place, scope: str | None, scope_id: str | None) -> tuple[
         if id is not None:
             scopes.append(Scope(kind, id))
     return tuple(scopes)
+
+
+def read_subjects(namespace: str, place: Place, scope: str | None, scope_id: str | None, key: str) -> tuple[str, ...]:
+    """The subjects of a key in the scopes where a read looks, in order. Raises InvalidInputError."""
+    try:
+        return _read_subjects(namespace, place, scope, scope_id, key)
+    except TypeError:  # what cannot be looked up in a cache is no text: without it, the error says which argument
+        return _read_subjects.__wrapped__(namespace, place, scope, scope_id, key)
+
+
+# The same few keys are read over and over from the same workflow, and from a near-cache nothing else takes as long.
+@lru_cache(maxsize=8192)
+def _read_subjects(namespace: str, place: Place, scope: str | None, scope_id: str | None, key: str) -> tuple[str, ...]:
+    memory = Subjects(namespace).memory
+    return tuple(memory(where, key) for where in read_scopes(place, scope, scope_id))
 
 
 def event_scopes(place: Place, scope: str | None, scope_id: str | None) -> tuple[AnyScope, ...]:
@@ -95,14 +110,9 @@ def _combine(place: Place, scope: str | None, scope_id: str | None) -> tuple[Sco
 
 
 def _own_id(place: Place, kind: ScopeKind) -> str | None:
-    execution = place.execution
     if kind == "global":
         return GLOBAL.id
-    if kind == "actor":
-        return place.actor_id
-    if execution is None:
-        return None
-    return execution.workflow_id if kind == "workflow" else execution.session_id
+    return {"workflow": place.workflow_id, "session": place.session_id, "actor": place.actor_id}[kind]
 
 
 def _required_id(place: Place, kind: ScopeKind) -> str:

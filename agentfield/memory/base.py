@@ -8,12 +8,14 @@ from typing import Self
 from agentfield import execution
 from agentfield.errors import InvalidInputError
 from agentfield.event import Writer
-from agentfield.execution import Seen
+from agentfield.execution import Execution, Seen
 from agentfield.fabric.fabric import Fabric
 from agentfield.memory.addressing import AnyScope, Place
 from agentfield.memory.cache import NearCaches
 from agentfield.memory.lifetime import Lifetimes
+from agentfield.memory.resolving import Resolver
 from agentfield.memory.subscription import Registration
+from agentfield.schema import Schemas
 from agentfield.scope import Scope, ScopeKind
 
 FabricSource = Callable[[], Awaitable[Fabric]]
@@ -30,16 +32,20 @@ class Base:
         agent: str | None = None,
         actor_id: str | None = None,
         lifetimes: Lifetimes | None = None,
+        seen: Seen | None = None,
     ) -> None:
         self._fabric = fabric
         self._agent = agent
         self._actor_id = actor_id
         self._lifetimes = lifetimes or Lifetimes()
         self._bound: AnyScope | None = None
-        self._outside = Seen()
+        self._placed: tuple[Execution | None, Place] | None = None
+        self._outside = Seen() if seen is None else seen
         self._near = NearCaches()
         self.registrations: list[Registration] = []
         """The handlers declared on this memory and its views, for the agent to serve."""
+        self.schemas = Schemas()
+        """The models that keys are bound to on this memory and its views."""
 
     def __repr__(self) -> str:
         where = "" if self._bound is None else f" bound to {self._bound[0]}:{self._bound[1] or 'the current one'}"
@@ -69,11 +75,17 @@ class Base:
             )
         if id is not None:
             Scope.of(kind, id)
-        view = type(self)(self._fabric, agent=self._agent, actor_id=self._actor_id, lifetimes=self._lifetimes)
+        view = type(self)(
+            self._fabric,
+            agent=self._agent,
+            actor_id=self._actor_id,
+            lifetimes=self._lifetimes,
+            seen=self._outside,
+        )
         view._bound = (kind, id)
-        view._outside = self._outside
         view._near = self._near
         view.registrations = self.registrations
+        view.schemas = self.schemas
         return view
 
     @property
@@ -82,8 +94,15 @@ class Base:
         running = execution.current.get()
         return self._outside if running is None else running.seen
 
+    def _resolver(self, fabric: Fabric) -> Resolver:
+        return Resolver(fabric, self.schemas)
+
     def _place(self) -> Place:
-        return Place(execution.current.get(), self._actor_id, self._bound)
+        running = execution.current.get()
+        if self._placed is None or self._placed[0] is not running:
+            workflow, session = (None, None) if running is None else (running.workflow_id, running.session_id)
+            self._placed = running, Place(workflow, session, self._actor_id, self._bound)
+        return self._placed[1]
 
     def _writer(self) -> Writer:
         running = execution.current.get()

@@ -15,8 +15,10 @@ from typing import NamedTuple
 
 from agentfield.codec import Record
 from agentfield.errors import AgentFieldError
+from agentfield.execution import Seen
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.reader import Reader
+from agentfield.memory.state import plain_content
 
 logger = logging.getLogger("agentfield.cache")
 
@@ -46,12 +48,16 @@ class NearCache:
         self._max_keys = max_keys
         self._max_bytes = max_bytes
         self._records: OrderedDict[str, Record | None] = OrderedDict()
+        self._plain: dict[str, tuple[int, bytes]] = {}
+        self._crowded = False
         self._loading: dict[str, int] = {}
         self._arrived: dict[str, Record] = {}
         self._bytes = 0
         self._heard = 0.0
         self._reader: Reader | None = None
         self._follower: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.namespace = fabric.subjects.namespace
         self.position = 0
 
     async def start(self) -> None:
@@ -61,7 +67,8 @@ class NearCache:
         await reader.__aenter__()
         self._reader = reader
         self.position = target
-        self._heard = asyncio.get_running_loop().time()
+        self._loop = asyncio.get_running_loop()
+        self._heard = self._loop.time()
         self._follower = asyncio.create_task(self._follow(reader), name="agentfield near-cache")
         self._fabric.own(self.aclose)
 
@@ -75,6 +82,7 @@ class NearCache:
         if reader is not None:
             await reader.aclose()
         self._records.clear()
+        self._plain.clear()
         self._bytes = 0
 
     @property
@@ -83,6 +91,29 @@ class NearCache:
         heard = self._reader.heard if self._reader is not None else 0.0
         age = asyncio.get_running_loop().time() - max(self._heard, heard)
         return Freshness(self.position, age, len(self._records), self._bytes)
+
+    def glance(self, subjects: Sequence[str], seen: Seen) -> bytes | None:
+        """The JSON of the first of these subjects that has a value, empty if none has; it counts as seen then.
+
+        None if it is not that simple: something is not here, or expires, or lies elsewhere, or may be behind what the
+        reader has seen, or this is another loop than the cache's. Never waits.
+        """
+        if self.position < seen.revision or self._follower is None or self._loop is not asyncio.get_running_loop():
+            return None
+        plain = self._plain
+        content = b""
+        for subject in subjects:
+            found = plain.get(subject)
+            if found is None:
+                return None
+            sequence, content = found
+            if sequence > seen.revision:
+                seen.revision = sequence
+            if content:
+                break
+        if self._crowded:
+            self._use(subjects)
+        return content
 
     def peek(self, subjects: Sequence[str], seen: int) -> list[Record | None] | None:
         """The last records, if all are here and nothing the reader has seen is missing; else None. Never waits."""
@@ -93,9 +124,12 @@ class NearCache:
             found = [records[subject] for subject in subjects]
         except KeyError:
             return None
-        for subject in subjects:
-            records.move_to_end(subject)
+        self._use(subjects)
         return found
+
+    def _use(self, subjects: Sequence[str]) -> None:
+        for subject in subjects:
+            self._records.move_to_end(subject)
 
     async def last(self, subjects: Sequence[str], seen: int) -> list[Record | None]:
         """The last records, from here if that is proven right, else from the log, and kept for the next time."""
@@ -148,9 +182,16 @@ class NearCache:
             self._bytes -= _weight(subject, self._records.pop(subject))
         self._records[subject] = record
         self._bytes += _weight(subject, record)
+        content = plain_content(record)
+        if content is None:
+            self._plain.pop(subject, None)
+        else:
+            self._plain[subject] = (0 if record is None else record.sequence, content)
         while len(self._records) > self._max_keys or self._bytes > self._max_bytes:
             evicted, old = self._records.popitem(last=False)
+            self._plain.pop(evicted, None)
             self._bytes -= _weight(evicted, old)
+        self._crowded = len(self._records) > self._max_keys // 2 or self._bytes > self._max_bytes // 2
 
 
 class NearCaches:
@@ -160,6 +201,11 @@ class NearCaches:
         self._fabric: Fabric | None = None
         self._cache: NearCache | None = None
         self._starting: asyncio.Lock | None = None
+
+    @property
+    def current(self) -> NearCache | None:
+        """The cache in use, running or not."""
+        return self._cache
 
     def ready(self, fabric: Fabric) -> NearCache | None:
         """The cache of this fabric if it is running."""

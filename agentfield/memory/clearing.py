@@ -6,74 +6,105 @@ stays. Used for ``clear()``, for workflows that ended and for sessions that went
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from agentfield.codec import Record, decode_entry
-from agentfield.errors import ConflictError
+from agentfield.codec import Record, decode_outline, is_delete
+from agentfield.errors import ConflictError, DecodeError, InvalidInputError
 from agentfield.event import Reason, Writer
 from agentfield.fabric.batch import Expectation
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.log import Conflict
 from agentfield.memory.lifetime import Lifetimes, Periods
-from agentfield.memory.state import live_entries
+from agentfield.memory.state import is_live
 from agentfield.memory.writing import Write, prepare, store, store_together
 from agentfield.pattern import Pattern
 from agentfield.scope import Scope
+
+logger = logging.getLogger("agentfield.clearing")
 
 BATCH = 500
 """Deletes stored together."""
 _NO_LIFETIMES = Periods(workflow=None, session=None)
 
 
-async def clear(fabric: Fabric, scope: Scope, writer: Writer, reason: Reason) -> int:
-    """Delete every live key of a scope; return how many were deleted.
+class Deleted(NamedTuple):
+    """How many keys were deleted, and the revision of the last delete (0 for none)."""
 
-    A key written meanwhile is kept. An interruption leaves the rest in place; calling again goes on.
+    number: int
+    revision: int
+
+
+async def clear(fabric: Fabric, scope: Scope, writer: Writer | None, reason: Reason) -> Deleted:
+    """Delete every live key of a scope.
+
+    A key written meanwhile is kept; one that has expired is left to its own event. What something other than agentfield
+    put there goes, too. An interruption leaves the rest in place; calling again goes on.
     """
-    records = [record async for record in live_entries(fabric, [Pattern.parse("*")], [(scope.kind, scope.id)])]
-    count = 0
+    now = fabric.log.now()
+    records = []
+    async for record in fabric.log.current(fabric.subjects.filters([Pattern.parse("*")], [(scope.kind, scope.id)])):
+        if is_to_go(record, now):
+            records.append(record._replace(payload=b""))  # a scope may hold more than fits here
+    return await delete_each(fabric, records, writer, reason)
+
+
+async def delete_each(fabric: Fabric, records: Sequence[Record], writer: Writer | None, reason: Reason) -> Deleted:
+    """As :func:`delete_all`, for any number of records, a batch at a time."""
+    count = revision = 0
     for begin in range(0, len(records), BATCH):
-        count += await delete_all(fabric, records[begin : begin + BATCH], writer, reason)
-    return count
+        deleted = await delete_all(fabric, records[begin : begin + BATCH], writer, reason)
+        count, revision = count + deleted.number, max(revision, deleted.revision)
+    return Deleted(count, revision)
 
 
-async def delete_all(fabric: Fabric, records: Sequence[Record], writer: Writer | None, reason: Reason) -> int:
-    """Delete the keys of these records (at most a batch) unless they have been written since; return how many.
+async def delete_all(fabric: Fabric, records: Sequence[Record], writer: Writer | None, reason: Reason) -> Deleted:
+    """Delete the keys of these records (at most a batch) unless they have been written since.
 
-    The ids of the deletes derive from the events they end, so two processes at it store each delete once. Without a
-    ``writer``, each delete is put down to the workflow and session of the write that it ends.
+    Each delete expects the very event it ends, so of several processes at it one deletes each. Without a ``writer``,
+    each delete is put down to the workflow and session of the write that it ends.
     """
     lifetimes = Lifetimes(_NO_LIFETIMES)
-    writes = [_delete_of(fabric, record, writer, reason) for record in records]
-    expectations = [Expectation(record.subject, record.sequence) for record in records]
-    if not writes:
-        return 0
+    pairs = [
+        (write, record.sequence) for record in records if (write := _delete_of(fabric, record, writer, reason))
+    ]
+    if not pairs:
+        return Deleted(0, 0)
+    expectations = [Expectation(write.subject, sequence) for write, sequence in pairs]
     try:
-        await store_together(fabric, lifetimes, writes, expectations)
-        return len(writes)
+        revision = await store_together(fabric, lifetimes, [write for write, _ in pairs], expectations)
+        return Deleted(len(pairs), revision)
     except Conflict:
         pass  # some key has been written since: one by one, to find which may still go
-    count = 0
-    for write, record in zip(writes, records, strict=True):
+    count = revision = 0
+    for write, sequence in pairs:
         try:
-            await store(fabric, lifetimes, write, record.sequence)
+            revision = await store(fabric, lifetimes, write, sequence)
         except ConflictError:
             continue
         count += 1
-    return count
+    return Deleted(count, revision)
 
 
-def _delete_of(fabric: Fabric, record: Record, writer: Writer | None, reason: Reason) -> Write:
-    entry = decode_entry(record, fabric.subjects)
-    origin = entry.writer
-    event_id = f"{record.headers['Nats-Msg-Id']}-{reason}"
-    return prepare(
-        fabric,
-        Scope(entry.scope, entry.scope_id),
-        entry.key,
-        "delete",
-        b"",
-        writer or Writer(workflow_id=origin.workflow_id, session_id=origin.session_id, trace=origin.trace),
-        event_id=event_id,
-        reason=reason,
-    )
+def is_to_go(record: Record, now: int) -> bool:
+    """Whether clearing its scope ends this record, its key's last: a value, or something that we cannot read."""
+    try:
+        return is_live(record, now)
+    except DecodeError:
+        return not is_delete(record)
+
+
+def _delete_of(fabric: Fabric, record: Record, writer: Writer | None, reason: Reason) -> Write | None:
+    """The delete of a record's key; None if no key has that subject."""
+    try:
+        scope, key = fabric.subjects.parse(record.subject)
+    except InvalidInputError as error:
+        logger.warning("left in the log, since it is no key's: %s", error)
+        return None
+    try:
+        origin = decode_outline(record, fabric.subjects).writer
+    except DecodeError:
+        origin = Writer()
+    by = writer or Writer(workflow_id=origin.workflow_id, session_id=origin.session_id, trace=origin.trace)
+    return prepare(fabric, scope, key, "delete", b"", by, reason=reason)

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.jetstream import PATIENCE
 from agentfield.local import ensure_server
+from agentfield.memory.lifetime import Lifetimes, Periods
 from agentfield.memory.memory import Memory
 from agentfield.settings import Settings
 from agentfield.subject import check_namespace
@@ -41,12 +42,14 @@ async def connect(
     what the server's tools show; ``timeout`` is how long one operation may take, in seconds, an outage included. Raises
     :class:`UnavailableError`, :class:`AccessDeniedError`, :class:`IncompatibleServerError`, :class:`InvalidInputError`.
     """
-    fabric = await open_fabric(nats_url, namespace, name=name, settings=Settings.load(), timeout=timeout)
+    settings = Settings.load()
+    fabric = await open_fabric(nats_url, namespace, name=name, settings=settings, timeout=timeout)
+    lifetimes = Lifetimes(Periods(workflow=settings.workflow_grace, session=settings.session_idle))
 
     async def source() -> Fabric:
         return fabric
 
     try:
-        yield Memory(source, actor_id=actor_id)
+        yield Memory(source, actor_id=actor_id, lifetimes=lifetimes)
     finally:
         await fabric.aclose()

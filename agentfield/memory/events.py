@@ -48,7 +48,7 @@ class Events(Base):
             raise InvalidInputError(
                 "on_change belongs to an agent: use app.memory.on_change, or `async for … in memory.watch()`"
             )
-        scopes = event_scopes(Place(None, self._actor_id, self._bound), scope, scope_id)
+        scopes = event_scopes(Place(None, None, self._actor_id, self._bound), scope, scope_id)
 
         def declare(function: F) -> F:
             declared = registration(
@@ -60,6 +60,7 @@ class Events(Base):
                 concurrency=concurrency,
                 retries=retries,
                 timeout=timeout,
+                schemas=self.schemas,
             )
             if any(other.name == declared.name for other in self.registrations):
                 raise InvalidInputError(
@@ -93,7 +94,7 @@ class Events(Base):
         scopes = event_scopes(self._place(), scope, scope_id)
         fabric = await self._fabric()
         start, stop = await bounds(fabric, since, until)
-        events = events_between(fabric, patterns, scopes, start=start, stop=stop)
+        events = events_between(fabric, patterns, scopes, start=start, stop=stop, schemas=self.schemas)
         async for event in newest_first(events, limit) if reverse else first(events, limit):
             yield event
 
@@ -114,5 +115,5 @@ class Events(Base):
         patterns = [Pattern.parse(pattern)]
         scopes = event_scopes(self._place(), scope, scope_id)
         fabric = await self._fabric()
-        async for item in watching(fabric, patterns, scopes, start):
+        async for item in watching(fabric, patterns, scopes, start, schemas=self.schemas):
             yield item

@@ -2,8 +2,8 @@
 
 Owns: what a fired timer means. It trusts only the log: a timer is a question ("should this go now?"), and the key's
 last event, or the scope's, is the answer. So a timer that fires late, twice, or for something long overwritten does no
-harm. Every agent process runs one; they compete. Invariant: a value is deleted only by an event that expects the very
-write it ends, so a newer write always wins.
+harm. Every agent process runs one; they compete. Invariants: a value is deleted only by an event that expects the very
+write it ends, so a newer write always wins; nothing that a timer may be called or hold stops the others.
 """
 
 from __future__ import annotations
@@ -15,21 +15,23 @@ from types import TracebackType
 from typing import Self
 
 from agentfield.codec import Record, expires_at_ns, is_delete
-from agentfield.errors import AgentFieldError, DecodeError
-from agentfield.event import Writer
+from agentfield.errors import AgentFieldError, DecodeError, InvalidInputError
 from agentfield.fabric.fabric import Fabric
-from agentfield.fabric.timers import Due
-from agentfield.memory.clearing import BATCH, clear, delete_all
-from agentfield.memory.lifetime import Periods
-from agentfield.memory.lifetime import timer_name as scope_timer
+from agentfield.fabric.timers import Due, Worker
+from agentfield.memory.clearing import BATCH, delete_all, delete_each, is_to_go
+from agentfield.memory.lifetime import Periods, timer_name
 from agentfield.memory.sweeping import SWEEP, ensure_sweeps, sweep
-from agentfield.memory.writing import timer_name
+from agentfield.memory.writing import set_timer, timed_subject
 from agentfield.scope import Scope, check_scope_kind, scope_id
 
 logger = logging.getLogger("agentfield.expiry")
 
 _PAUSE = 1.0
 """Seconds until the worker tries again after the server was away."""
+_SCOPES_AT_ONCE = 50
+"""Scopes looked at in one round trip."""
+_MARGIN = 1_000_000
+"""Nanoseconds past its end at which a value is looked at again."""
 
 
 class ExpiryWorker:
@@ -65,64 +67,106 @@ class ExpiryWorker:
                         await fabric.timers.ensure_worker()
                         await ensure_sweeps(fabric)
                         ready = True
-                    due = await worker.next()
-                    await self._handle(due)
-                    await worker.done(due)
+                    await self._handle(worker, await worker.next())
                 except AgentFieldError as error:
                     logger.debug("expiry worker: %s; trying again", error)
-                    ready = False
-                    await asyncio.sleep(_PAUSE)
+                except Exception:  # a worker that ended in silence would be worse than any error
+                    logger.exception("the expiry worker broke off; it starts again")
+                else:
+                    continue
+                ready = False
+                await asyncio.sleep(_PAUSE)
+                await _give_back(worker)
         finally:
             await worker.aclose()
 
-    async def _handle(self, due: Sequence[Due]) -> None:
-        keys: list[str] = []
+    async def _handle(self, worker: Worker, due: Sequence[Due]) -> None:
+        """What takes longer comes later: values, then scopes, then sweeps; each is done with as soon as it is."""
+        kinds: dict[str, list[Due]] = {"key": [], "scope": [], SWEEP: []}
         for item in due:
-            kind, _, rest = item.name.partition(".")
-            if kind == "key":
-                keys.append(f"{self._fabric.subjects.namespace}.memory.{rest}")
-            elif kind == "scope":
-                await self._end_scope(rest)
-            elif kind == SWEEP:
-                await sweep(self._fabric, rest, item.payload)
-            else:
+            known = kinds.get(item.name.partition(".")[0])
+            if known is None:
                 logger.warning("expiry worker: no such kind of timer: %s", item.name)
-        for begin in range(0, len(keys), BATCH):
-            await self._end_keys(keys[begin : begin + BATCH])
+                await worker.done([item])
+            else:
+                known.append(item)
+        for begin in range(0, len(kinds["key"]), BATCH):
+            batch = kinds["key"][begin : begin + BATCH]
+            await self._end_keys(batch)
+            await worker.done(batch)
+        for begin in range(0, len(kinds["scope"]), _SCOPES_AT_ONCE):
+            some = kinds["scope"][begin : begin + _SCOPES_AT_ONCE]
+            await self._end_scopes(some)
+            await worker.done(some)
+        for item in kinds[SWEEP]:
+            await sweep(self._fabric, item.name.removeprefix(f"{SWEEP}."), item.payload)
+            await worker.done([item])
 
-    async def _end_keys(self, subjects: Sequence[str]) -> None:
+    async def _end_keys(self, due: Sequence[Due]) -> None:
         fabric = self._fabric
-        now = fabric.log.now()
+        # The timers have fired, so it is at least as late as that, however well the server's clock is known here.
+        now = max(fabric.log.now_at_least(), *(item.fired for item in due))
+        subjects = dict.fromkeys(timed_subject(fabric, item.name.removeprefix("key.")) for item in due)
         expired: list[Record] = []
-        for record in await fabric.log.last(list(dict.fromkeys(subjects))):
+        early: list[tuple[str, int]] = []
+        for record in await fabric.log.last(list(subjects)):
             expires = _expiry_of(record)
             if record is None or expires is None:
                 continue
             if expires <= now:
                 expired.append(record)
-            else:  # the value was renewed, or a write that failed had moved the timer
-                await fabric.timers.schedule(timer_name(fabric, record.subject), expires + 1_000_000)
-        count = await delete_all(fabric, expired, None, "expired")
-        if count:
-            logger.debug("expired %d keys", count)
+            else:  # a long ttl's timer fires early, and this value may not even be the one it was set for
+                early.append((record.subject, expires + _MARGIN))
+        await asyncio.gather(*(set_timer(fabric, *each) for each in early))
+        deleted = await delete_all(fabric, expired, None, "expired")
+        if deleted.number:
+            logger.debug("expired %d keys", deleted.number)
 
-    async def _end_scope(self, rest: str) -> None:
+    async def _end_scopes(self, due: Sequence[Due]) -> None:
+        """Clear those scopes that have not been used for their period; look again at the others when that may be so."""
         fabric = self._fabric
-        kind_text, _, token = rest.partition(".")
-        scope = Scope.of(check_scope_kind(kind_text), scope_id(token))
-        period = self._periods.of(scope.kind)
-        if period is None:
+        scopes: dict[str, Scope] = {}
+        for item in due:
+            scope = _scope_of(item.name)
+            if scope is not None and self._periods.of(scope.kind) is not None:
+                scopes[f"{fabric.subjects.namespace}.memory.{scope.kind}.{scope.token}"] = scope
+        if not scopes:
             return
-        last = await fabric.log.last_of(f"{fabric.subjects.namespace}.memory.{scope.kind}.{scope.token}.>")
-        if last is None:
-            return
-        unused_at = last.timestamp + int(period * 1_000_000_000)
-        if unused_at > fabric.log.now():
-            await fabric.timers.schedule(scope_timer(scope), unused_at)
-            return
-        count = await clear(fabric, scope, Writer(), "cleared")
-        if count:
-            logger.info("cleared %s: %d keys", scope, count)
+        now = max(fabric.log.now_at_least(), *(item.fired for item in due))
+        used: dict[str, int] = {}
+        live: dict[str, list[Record]] = {prefix: [] for prefix in scopes}
+        async for record in fabric.log.current([f"{prefix}.>" for prefix in scopes]):
+            prefix = ".".join(record.subject.split(".", 4)[:4])
+            used[prefix] = max(used.get(prefix, 0), record.timestamp)
+            if is_to_go(record, now):
+                live[prefix].append(record._replace(payload=b""))
+        unused: list[Record] = []
+        for prefix, timestamp in used.items():
+            ends = timestamp + int((self._periods.of(scopes[prefix].kind) or 0) * 1_000_000_000)
+            if ends > now:
+                await fabric.timers.schedule(timer_name(scopes[prefix]), ends + _MARGIN)
+            else:
+                unused.extend(live[prefix])
+        deleted = await delete_each(fabric, unused, None, "cleared")
+        if deleted.number:
+            logger.info("cleared %d keys of scopes that are over", deleted.number)
+
+
+def _scope_of(name: str) -> Scope | None:
+    """The scope that a timer's name is about; None, with a warning, if there is none of that name."""
+    try:
+        kind, _, token = name.removeprefix("scope.").partition(".")
+        return Scope.of(check_scope_kind(kind), scope_id(token))
+    except InvalidInputError as error:
+        logger.warning("expiry worker: timer %s: %s", name, error)
+        return None
+
+
+async def _give_back(worker: Worker) -> None:
+    try:
+        await worker.again()
+    except AgentFieldError as error:
+        logger.debug("expiry worker: %s; what it had taken comes again by itself", error)
 
 
 def _expiry_of(record: Record | None) -> int | None:

@@ -10,19 +10,28 @@ from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 
-from agentfield.codec import Record, decode_event
+from agentfield.codec import Record
 from agentfield.errors import InvalidInputError
 from agentfield.event import Event
 from agentfield.fabric.fabric import Fabric
 from agentfield.memory.addressing import AnyScope
 from agentfield.memory.previous import PreviousTable
+from agentfield.memory.resolving import Resolver
 from agentfield.pattern import Pattern
+from agentfield.schema import Schemas
 
 
 async def events_between(
-    fabric: Fabric, patterns: Sequence[Pattern], scopes: Sequence[AnyScope], *, start: int, stop: int
+    fabric: Fabric,
+    patterns: Sequence[Pattern],
+    scopes: Sequence[AnyScope],
+    *,
+    start: int,
+    stop: int,
+    schemas: Schemas | None = None,
 ) -> AsyncIterator[Event]:
     """The matching events with sequences from ``start`` to ``stop``, oldest first."""
+    resolver = Resolver(fabric, schemas)
     filters = fabric.subjects.filters(patterns, scopes)
     table = PreviousTable(fabric.log, filters)
     if start > 1:
@@ -31,7 +40,7 @@ async def events_between(
         table.complete = True
     async for record in fabric.log.read(filters, start=start, stop=stop):
         if matching(fabric, patterns, record):
-            yield await event_of(fabric, table, record)
+            yield await event_of(resolver, table, record)
 
 
 async def bounds(fabric: Fabric, since: datetime | int | None, until: datetime | int | None) -> tuple[int, int]:
@@ -74,9 +83,9 @@ async def newest_first(events: AsyncIterator[Event], limit: int | None) -> Async
         yield kept.pop()
 
 
-async def event_of(fabric: Fabric, table: PreviousTable, record: Record) -> Event:
+async def event_of(resolver: Resolver, table: PreviousTable, record: Record) -> Event:
     """The event of a record that follows everything the table has seen; the table moves on."""
-    event = decode_event(record, fabric.subjects, await table.of(record))
+    event = await resolver.event(record, await table.of(record))
     table.advance(record)
     return event
 

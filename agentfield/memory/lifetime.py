@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from agentfield.errors import AgentFieldError
@@ -24,6 +24,8 @@ _RENEWALS = 8
 """A timer is moved at most this many times within a period: often enough to be right, too seldom to cost."""
 _LATE = 1.0
 """Seconds by which a scope may end too early, counted from the end of its root execution."""
+_SLACK = 0.05
+"""Seconds a timer is set past the period, since the event's own time is a little later than the timer's."""
 _REMEMBERED = 10_000
 """Scopes whose timer a process remembers having set; forgetting one only means setting it again."""
 
@@ -40,12 +42,21 @@ class Periods:
         return self.workflow if kind == "workflow" else self.session if kind == "session" else None
 
 
+class _Holding:
+    """A scope in which executions of this process run: how many, and whether they made calls."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.shared = False
+
+
 class Lifetimes:
     """The scopes that this process uses."""
 
     def __init__(self, periods: Periods | None = None) -> None:
         self.periods = periods or Periods()
         self._set_at: OrderedDict[Scope, float] = OrderedDict()
+        self._holding: dict[Scope, _Holding] = {}
 
     async def touch(self, fabric: Fabric, scope: Scope, *, within: float | None = None) -> None:
         """The scope is in use: see that its timer lies far enough ahead. Cheap, except now and then.
@@ -60,34 +71,54 @@ class Lifetimes:
         set_at = self._set_at.get(scope)
         if set_at is not None and 0 <= now - set_at < (period / _RENEWALS if within is None else within):
             return
-        await fabric.timers.schedule(timer_name(scope), fabric.log.now() + int(period * 1_000_000_000))
+        await fabric.timers.schedule(timer_name(scope), fabric.log.now() + int((period + _SLACK) * 1_000_000_000))
         self._set_at[scope] = now
         self._set_at.move_to_end(scope)
         while len(self._set_at) > _REMEMBERED:
             self._set_at.popitem(last=False)
 
+    def forget(self) -> None:
+        """What is used from now on is another log: no timer has been set there."""
+        self._set_at.clear()
+
+    def shared(self, scope: Scope) -> None:
+        """Somebody else may write into the scope from now on: a call was made in it."""
+        if (holding := self._holding.get(scope)) is not None:
+            holding.shared = True
+
     @asynccontextmanager
     async def held(self, fabric: Fabric, scope: Scope) -> AsyncIterator[None]:
-        """While inside, the scope counts as used, even if nothing is written: its root execution is running."""
+        """While inside, the scope counts as used, even if nothing is written: an execution in it is running."""
         period = self.periods.of(scope.kind)
         if period is None:
             yield
             return
-        holding = asyncio.create_task(self._hold(fabric, scope, period), name=f"lifetime of {scope}")
+        holding = self._holding.setdefault(scope, _Holding())
+        holding.count += 1
+        renewing = asyncio.create_task(self._hold(fabric, scope, period), name=f"lifetime of {scope}")
         try:
             yield
         finally:
-            holding.cancel()
-            with suppress(asyncio.CancelledError):
-                await holding
-            if scope in self._set_at:
+            holding.count -= 1
+            if not holding.count:
+                del self._holding[scope]
+            renewing.cancel()
+            await asyncio.gather(renewing, return_exceptions=True)
+            if scope in self._set_at or (holding.shared and await self._is_in_use(fabric, scope)):
                 await self._keep(fabric, scope, within=_LATE)  # the period counts from here
 
     async def _hold(self, fabric: Fabric, scope: Scope, period: float) -> None:
         while True:
             await asyncio.sleep(period / _RENEWALS)
-            if scope in self._set_at:  # else nothing was written by this process: there may be nothing to keep
-                await self._keep(fabric, scope)
+            await self._keep(fabric, scope)
+
+    async def _is_in_use(self, fabric: Fabric, scope: Scope) -> bool:
+        everything = f"{fabric.subjects.namespace}.memory.{scope.kind}.{scope.token}.>"
+        try:
+            return await fabric.log.last_of(everything) is not None
+        except AgentFieldError as error:
+            logger.warning("whether %s is in use could not be found out: %s", scope, error)
+            return True
 
     async def _keep(self, fabric: Fabric, scope: Scope, *, within: float | None = None) -> None:
         try:

@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
 import orjson
 
 from agentfield import execution
-from agentfield.codec import check_ttl, encode_event
-from agentfield.errors import AgentFieldError, InvalidInputError, LockLostError, OutcomeUnknownError, UnavailableError
+from agentfield.codec import Record, check_ttl, encode_event, is_delete
+from agentfield.errors import AgentFieldError, InvalidInputError, LockLostError, UnavailableError
 from agentfield.event import Writer
 from agentfield.fabric.batch import Expectation
 from agentfield.fabric.fabric import Fabric
@@ -36,6 +36,7 @@ _RENEWALS = 3
 """The lease is renewed this many times within its ttl."""
 _FIRST_LOOK = 0.02
 _LONGEST_LOOK = 0.5
+_RELEASES = 5
 
 
 class Lock:
@@ -57,7 +58,7 @@ class Lock:
                 f"ttl={ttl:g} s: a lease of at least {MIN_TTL:g} s, since it must outlast one slow write"
             )
         if timeout is not None and timeout <= 0:
-            raise InvalidInputError(f"timeout={timeout}: seconds above 0, or None to wait for ever")
+            raise InvalidInputError(f"timeout={timeout!r}: seconds above 0, or None to wait for ever")
         self.name = name
         self._scope = scope
         self._source = source
@@ -86,16 +87,19 @@ class Lock:
         return self._renewer is not None and asyncio.get_running_loop().time() < self._until
 
     async def __aenter__(self) -> Self:
-        """Wait for the lock and take it. :class:`UnavailableError` if that takes longer than ``timeout``."""
+        """Wait for the lock and take it. :class:`UnavailableError` if that takes longer than ``timeout``.
+
+        If it is cancelled, or ends with :class:`OutcomeUnknownError`, nobody may have the lock until its ttl is over.
+        """
         if self._fabric is not None:
             raise InvalidInputError("a lock can be entered once: make a new one with memory.lock()")
         self._fabric = await self._source()
         subject = self._fabric.subjects.memory(self._scope, self.name)
         namespace = self._fabric.subjects.namespace
         self._subject = f"{namespace}.locks.{subject.removeprefix(f'{namespace}.memory.')}"
+        loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(self._timeout):
-                await self._acquire()
+            await self._acquire(math.inf if self._timeout is None else loop.time() + self._timeout)
         except TimeoutError:
             raise UnavailableError(
                 f"lock {self.name!r} is held by another and was not free within {self._timeout:g} s; nothing was done"
@@ -111,58 +115,59 @@ class Lock:
         if renewer is None:
             return
         renewer.cancel()
-        with suppress(asyncio.CancelledError):
-            await renewer
-        assert self._fabric is not None
-        headers = encode_event(event_id=execution.new_id(), operation="delete", writer=self._writer)
+        await asyncio.gather(renewer, return_exceptions=True)
         try:
-            await self._fabric.log.append(self._subject, b"", headers, expected=self._revision)
-        except Conflict:
-            logger.info("lock %s had been lost before it was given back", self.name)
+            await self._release()
         except AgentFieldError as failure:
             logger.warning("lock %s could not be given back (%s); it is free when its lease ends", self.name, failure)
 
     def fence(self) -> Expectation:
         """What a guarded write must expect. :class:`LockLostError`, and nothing written, if the lease has run out."""
         if not self.held:
-            raise LockLostError(self.name, expected=self._revision or None, actual=None)
+            raise LockLostError(self.name, expected=self._token or None, actual=None)
         return Expectation(self._subject, self._revision)
 
     async def lost(self) -> LockLostError:
         """The error for a guarded write that the server refused because the lock is no longer ours."""
-        assert self._fabric is not None
-        (record,) = await self._fabric.log.last([self._subject])
+        record = await self._last()
         self._until = 0.0
-        return LockLostError(self.name, expected=self._revision, actual=record.sequence if record else 0)
-
-    async def expects(self, fence: Expectation) -> bool:
-        """Whether the server still agrees with an expectation that :meth:`fence` gave."""
-        assert self._fabric is not None
-        (record,) = await self._fabric.log.last([self._subject])
-        return record is not None and record.sequence == fence.sequence
+        return LockLostError(self.name, expected=self._token, actual=_token_of(record))
 
     async def still_ours(self) -> bool:
-        """Whether the lock's last event in the log is our latest one."""
+        """Whether the lock's last event in the log is one of ours; if so, it is what is expected from now on.
+
+        A renewal moves the lock's revision, and the log may know of it before we do.
+        """
+        record = await self._last()
+        if record is None or _token_of(record) != self._token:
+            return False
+        self._revision = max(self._revision, record.sequence)
+        return True
+
+    async def _last(self) -> Record | None:
         assert self._fabric is not None
         (record,) = await self._fabric.log.last([self._subject])
-        return record is not None and record.sequence == self._revision
+        return record
 
-    async def _acquire(self) -> None:
+    async def _acquire(self, deadline: float) -> None:
+        """Take the lock. TimeoutError at the deadline; a write is never cut short, since it may already be stored."""
         assert self._fabric is not None
-        log = self._fabric.log
+        loop = asyncio.get_running_loop()
         pause = _FIRST_LOOK
         while True:
-            (record,) = await log.last([self._subject])
-            if record is None or not is_live(record, log.now()):
-                sent = asyncio.get_running_loop().time()
-                try:
-                    self._revision = self._token = await self._write(record.sequence if record else 0)
-                except Conflict:
-                    continue  # another was faster
-                self._until = sent + self.ttl
-                return
-            await asyncio.sleep(pause * (0.5 + random.random()))
-            pause = min(_LONGEST_LOOK, pause * 2)
+            async with asyncio.timeout_at(deadline if deadline < math.inf else None):
+                record = await self._last()
+                if record is not None and is_live(record, self._fabric.log.now()):
+                    await asyncio.sleep(pause * (0.5 + random.random()))
+                    pause = min(_LONGEST_LOOK, pause * 2)
+                    continue
+            sent = loop.time()
+            try:
+                self._revision = self._token = await self._write(record.sequence if record else 0)
+            except Conflict:
+                continue  # another was faster
+            self._until = sent + self.ttl
+            return
 
     async def _write(self, expected: int) -> int:
         assert self._fabric is not None
@@ -170,24 +175,54 @@ class Lock:
         payload = orjson.dumps({"lock": self.name, "token": self._token or None})
         return (await self._fabric.log.append(self._subject, payload, headers, expected=expected)).sequence
 
+    async def _release(self) -> None:
+        assert self._fabric is not None
+        headers = encode_event(event_id=execution.new_id(), operation="delete", writer=self._writer)
+        for _ in range(_RELEASES):
+            try:
+                await self._fabric.log.append(self._subject, b"", headers, expected=self._revision)
+                return
+            except Conflict:
+                if not await self.still_ours():  # else a renewal had been on its way
+                    logger.info("lock %s had been lost before it was given back", self.name)
+                    return
+
     async def _renew(self) -> None:
+        """Prolong the lease in time, for as long as it surely runs; what is uncertain is tried again until then."""
         loop = asyncio.get_running_loop()
+        pause = self.ttl / _RENEWALS
         while True:
-            await asyncio.sleep(self.ttl / _RENEWALS)
+            await asyncio.sleep(pause)
             sent = loop.time()
             if sent >= self._until:
                 logger.warning("lock %s: the lease ran out before it could be renewed", self.name)
                 return
+            pause = min(self.ttl / _RENEWALS, max(_FIRST_LOOK, (self._until - sent) / 4))
             try:
                 async with asyncio.timeout_at(self._until):
-                    self._revision = await self._write(self._revision)
-            except Conflict:
-                self._until = 0.0
-                logger.warning("lock %s is lost: another holds it", self.name)
-                return
-            except (TimeoutError, UnavailableError, OutcomeUnknownError) as error:
-                # A renewal that may have been stored changes our revision: learn it, or lose the lease, never guess.
+                    try:
+                        revision = await self._write(self._revision)
+                    except Conflict:
+                        if await self.still_ours():  # an earlier renewal got through, after all
+                            pause = 0.0
+                            continue
+                        self._until = 0.0
+                        logger.warning("lock %s is lost: another holds it", self.name)
+                        return
+            except (TimeoutError, AgentFieldError) as error:
                 logger.debug("lock %s: renewing: %s", self.name, error or "no answer in time")
-                self._until = min(self._until, loop.time())
-                return
+                continue
+            self._revision = max(self._revision, revision)
             self._until = sent + self.ttl
+            pause = self.ttl / _RENEWALS
+
+
+def _token_of(record: Record | None) -> int | None:
+    """The token of who holds a lock by its last event; None if nobody does."""
+    if record is None or is_delete(record):
+        return None
+    try:
+        token = orjson.loads(record.payload)["token"]
+    except (orjson.JSONDecodeError, LookupError, TypeError):
+        return None  # not of our making
+    return record.sequence if token is None else int(token)

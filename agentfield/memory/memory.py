@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from agentfield.memory.events import Events
 from agentfield.memory.reads import Reads
+from agentfield.memory.typed import Typed
 from agentfield.memory.writes import Writes
 
 
-class Memory(Reads, Writes, Events):
+class Memory(Reads, Writes, Events, Typed):
     """Shared memory, as an agent or a program sees it.
 
     Every operation takes ``scope`` (``"workflow"``, ``"session"``, ``"actor"``, ``"global"``) and ``scope_id``. Without

@@ -1,7 +1,9 @@
 """Ready-made functions for ``memory.update`` that commute: whatever the order of the writers, the outcome is the same.
 
 ``await memory.update("high_score", merges.maximum(42))``. Each takes what is to be merged in and returns a function
-from the old value (None if absent) to the new. Append keeps all items; their order is the order of the writes.
+from the old value (None if absent) to the new. What is merged in is taken as it will be stored, as JSON, so that it
+compares with what was stored before: a tuple is a list, a datetime its text. Append keeps all items; their order is the
+order of the writes. Raise InvalidInputError for what cannot be merged; nothing is stored then.
 """
 
 from __future__ import annotations
@@ -9,36 +11,61 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import orjson
+
 from agentfield.errors import InvalidInputError
+from agentfield.naming import shown
+from agentfield.value import decode_value, encode_value
 
 Merge = Callable[[Any], Any]
 
 
 def maximum(value: Any) -> Merge:
     """The larger of the old value and this one."""
-    return lambda old: value if old is None else max(old, value)
+    new = _stored(value)
+    return lambda old: new if old is None or _less(old, new, "maximum") else old
 
 
 def minimum(value: Any) -> Merge:
     """The smaller of the old value and this one."""
-    return lambda old: value if old is None else min(old, value)
+    new = _stored(value)
+    return lambda old: new if old is None or _less(new, old, "minimum") else old
 
 
 def union(items: Iterable[Any]) -> Merge:
-    """The old list as a set, with these items added; in the order of first appearance."""
-    added = list(items)
+    """The old list as a set, with these items added; in the order of first appearance. Items are equal as JSON."""
+    added = _stored(list(items))
 
     def merge(old: Any) -> list[Any]:
-        merged = _listed(old, "union")
-        merged.extend(item for item in added if item not in merged)
-        return merged
+        found: dict[bytes, Any] = {}
+        for item in [*_listed(old, "union"), *added]:
+            found.setdefault(_identity(item), item)
+        return list(found.values())
 
     return merge
 
 
 def append(*items: Any) -> Merge:
     """The old list with these items at its end."""
-    return lambda old: [*_listed(old, "append"), *items]
+    added = _stored(list(items))
+    return lambda old: [*_listed(old, "append"), *added]
+
+
+def _stored(value: Any) -> Any:
+    return decode_value(encode_value(value))
+
+
+def _less(one: Any, other: Any, what: str) -> bool:
+    try:
+        return bool(one < other)
+    except TypeError:
+        raise InvalidInputError(
+            f"{what} compares {shown(one)} with {shown(other)}: values of one kind have an order, these have none"
+        ) from None
+
+
+def _identity(item: Any) -> bytes:
+    return orjson.dumps(item, option=orjson.OPT_SORT_KEYS)
 
 
 def _listed(old: Any, what: str) -> list[Any]:

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from agentfield.codec import EVENT_ID, check_ttl, encode_value
+from agentfield.codec import EVENT_ID, check_ttl
 from agentfield.errors import AgentFieldError, InvalidInputError, OutcomeUnknownError, UnavailableError
 from agentfield.event import Operation, Writer
 from agentfield.execution import new_id
@@ -24,6 +24,7 @@ from agentfield.key import check_key
 from agentfield.memory.addressing import Place, write_scope
 from agentfield.memory.lifetime import Lifetimes
 from agentfield.memory.writing import Write, prepare, store
+from agentfield.schema import Schemas, Stamp
 from agentfield.scope import Scope
 
 logger = logging.getLogger("agentfield.offline")
@@ -40,6 +41,7 @@ class Waiting(NamedTuple):
     key: str
     operation: Operation
     payload: bytes
+    stamp: Stamp | None
     ttl: float | None
     writer: Writer
 
@@ -57,6 +59,7 @@ class OfflineBuffer:
         self,
         source: Callable[[], Awaitable[Fabric]],
         lifetimes: Lifetimes,
+        schemas: Schemas,
         place: Callable[[], Place],
         writer: Callable[[], Writer],
         *,
@@ -67,6 +70,7 @@ class OfflineBuffer:
             raise InvalidInputError(f"limit={limit}, timeout={timeout}: at least 1 write, and seconds above 0")
         self._source = source
         self._lifetimes = lifetimes
+        self._schemas = schemas
         self._place = place
         self._writer = writer
         self._limit = limit
@@ -109,11 +113,13 @@ class OfflineBuffer:
 
         :class:`UnavailableError` if the buffer is full (nothing was taken); :class:`InvalidInputError` as for a set.
         """
-        return self._take(key, "set", encode_value(value), scope, scope_id, None if ttl is None else check_ttl(ttl))
+        encoded = self._schemas.encode(key, value)
+        seconds = None if ttl is None else check_ttl(ttl)
+        return self._take(key, "set", encoded.payload, encoded.stamp, scope, scope_id, seconds)
 
     def delete(self, key: str, scope: str | None = None, scope_id: str | None = None) -> str:
         """Delete a key when the server is there; return the event's id. Otherwise as ``set``."""
-        return self._take(key, "delete", b"", scope, scope_id, None)
+        return self._take(key, "delete", b"", None, scope, scope_id, None)
 
     async def flush(self) -> None:
         """Return when everything taken so far is stored, or has failed.
@@ -131,7 +137,14 @@ class OfflineBuffer:
             ) from None
 
     def _take(
-        self, key: str, operation: Operation, payload: bytes, scope: str | None, scope_id: str | None, ttl: float | None
+        self,
+        key: str,
+        operation: Operation,
+        payload: bytes,
+        stamp: Stamp | None,
+        scope: str | None,
+        scope_id: str | None,
+        ttl: float | None,
     ) -> str:
         if self._sender is None:
             raise InvalidInputError("an offline buffer works inside its `async with` block, and only there")
@@ -141,7 +154,7 @@ class OfflineBuffer:
             raise UnavailableError(
                 f"the offline buffer is full: {self._limit} writes wait for the server; {key!r} was not taken"
             )
-        waiting = Waiting(new_id(), where, key, operation, payload, ttl, self._writer())
+        waiting = Waiting(new_id(), where, key, operation, payload, stamp, ttl, self._writer())
         self._line.append(waiting)
         self._changed.set()
         return waiting.event_id
@@ -164,6 +177,7 @@ class OfflineBuffer:
                     head.writer,
                     ttl=head.ttl,
                     event_id=head.event_id,
+                    stamp=head.stamp,
                 )
                 if head.event_id != unknown or not await _is_stored(fabric, write):
                     await store(fabric, self._lifetimes, write, None)

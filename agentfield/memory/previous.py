@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from agentfield.codec import OPERATION, Record, is_delete
+from agentfield.codec import OPERATION, Record, is_delete, needed_to_decode
 from agentfield.fabric.log import Log
 
 MAX_KEYS = 20_000
@@ -23,7 +23,7 @@ _LARGE = 64 * 1024
 _SET: Mapping[str, str] = MappingProxyType({})
 _DELETED: Mapping[str, str] = MappingProxyType({OPERATION: "DEL"})
 _ELSEWHERE: Mapping[str, str] = MappingProxyType({"": "the payload is only in the log"})
-"""Headers of kept records: of the original ones only the operation matters for what a key held."""
+"""Headers of kept records: of the original ones only those matter that say what a key held."""
 
 
 class PreviousTable:
@@ -84,7 +84,7 @@ class PreviousTable:
 
     def _keep(self, record: Record) -> None:
         self._forget(record.subject)
-        headers = _DELETED if is_delete(record) else _SET
+        headers = _DELETED if is_delete(record) else needed_to_decode(record) or _SET
         payload = record.payload
         if len(payload) > _LARGE:
             headers, payload = _ELSEWHERE, b""
@@ -98,4 +98,4 @@ class PreviousTable:
 
 
 def _weight(record: Record) -> int:
-    return len(record.subject) + len(record.payload) + 250
+    return len(record.subject) + len(record.payload) + sum(map(len, record.headers.values())) + 250

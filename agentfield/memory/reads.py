@@ -5,17 +5,19 @@ Every read asks the log where it cannot be behind an acknowledged write. An outa
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any, Literal, TypeVar, overload
 
-from agentfield.codec import Record, decode_entry, validate_as
+import orjson
+
+from agentfield.codec import Record
 from agentfield.errors import InvalidInputError
 from agentfield.event import Entry
 from agentfield.fabric.fabric import Fabric
-from agentfield.memory.addressing import read_scopes
+from agentfield.memory.addressing import read_scopes, read_subjects
 from agentfield.memory.base import Base
 from agentfield.memory.cache import Freshness
-from agentfield.memory.state import is_live, live_entries, value_of
+from agentfield.memory.state import is_live, live_entries
 from agentfield.pattern import Pattern
 
 T = TypeVar("T")
@@ -65,15 +67,16 @@ class Reads(Base):
         """The value of a key, or ``default`` if it has none. ``None`` can be a value; use ``exists`` to tell.
 
         ``as_type`` validates the value into a type: a Pydantic model, a dataclass, ``datetime``, ``list[int]``…;
-        :class:`InvalidInputError` if it does not fit. The default is returned as it is. ``consistency``: see
-        :data:`Consistency`.
+        :class:`InvalidInputError` if it does not fit. Without it, a key that is bound by ``schema`` gives its model.
+        The default is returned as it is. ``consistency``: see :data:`Consistency`.
         """
+        if consistency == "cached" and as_type is None and not self.schemas:
+            content = self._glance(key, scope, scope_id)
+            if content is not None:
+                return orjson.loads(content) if content else default
         fabric = await self._fabric()
         found = await self._find(fabric, key, scope, scope_id, consistency)
-        if found is None:
-            return default
-        value = value_of(found)
-        return value if as_type is None else validate_as(value, as_type)
+        return default if found is None else await self._resolver(fabric).value(found, as_type)
 
     async def entry(
         self,
@@ -86,7 +89,7 @@ class Reads(Base):
         """The current entry of a key: value, revision, time, writer, which scope answered. None if there is none."""
         fabric = await self._fabric()
         found = await self._find(fabric, key, scope, scope_id, consistency)
-        return None if found is None else decode_entry(found, fabric.subjects)
+        return None if found is None else await self._resolver(fabric).entry(found)
 
     async def exists(
         self,
@@ -119,11 +122,12 @@ class Reads(Base):
             return {}
         records = await self._look(fabric, subjects, consistency)
         now = fabric.log.now()
+        resolver = self._resolver(fabric)
         values: dict[str, Any] = {}
         for index, record in enumerate(records):
             key = wanted[index // len(scopes)]
             if key not in values and record is not None and is_live(record, now):
-                values[key] = value_of(record)
+                values[key] = await resolver.value(record)
         return values
 
     async def items(
@@ -133,36 +137,50 @@ class Reads(Base):
 
         As of an instant not before the first step; an entry written meanwhile may come in its newer form.
         """
-        parsed = Pattern.parse(pattern)
-        scopes = read_scopes(self._place(), scope, scope_id)
-        fabric = await self._fabric()
-        async for record in live_entries(fabric, [parsed], [(where.kind, where.id) for where in scopes], merge=True):
-            yield decode_entry(record, fabric.subjects)
+        fabric, records = await self._matching(pattern, scope, scope_id)
+        resolver = self._resolver(fabric)
+        async for record in records:
+            yield await resolver.entry(record)
 
     async def keys(
         self, pattern: str = "*", scope: str | None = None, scope_id: str | None = None
     ) -> AsyncIterator[str]:
         """The keys that match a pattern and have a value; otherwise as ``items``."""
-        async for entry in self.items(pattern, scope, scope_id):
-            yield entry.key
+        fabric, records = await self._matching(pattern, scope, scope_id)
+        async for record in records:
+            yield fabric.subjects.parse(record.subject)[1]
 
     async def freshness(self) -> Freshness:
         """How current this process's near-cache is, and how full; starts it if no read has yet."""
         return (await self._near.of(await self._fabric())).freshness
 
+    async def _matching(
+        self, pattern: str, scope: str | None, scope_id: str | None
+    ) -> tuple[Fabric, AsyncIterator[Record]]:
+        parsed = Pattern.parse(pattern)
+        scopes = [(where.kind, where.id) for where in read_scopes(self._place(), scope, scope_id)]
+        fabric = await self._fabric()
+        return fabric, live_entries(fabric, [parsed], scopes, merge=True)
+
     async def _find(
         self, fabric: Fabric, key: str, scope: str | None, scope_id: str | None, consistency: Consistency
     ) -> Record | None:
-        scopes = read_scopes(self._place(), scope, scope_id)
-        memory = fabric.subjects.memory
-        records = await self._look(fabric, [memory(where, key) for where in scopes], consistency)
+        subjects = read_subjects(fabric.subjects.namespace, self._place(), scope, scope_id, key)
+        records = await self._look(fabric, subjects, consistency)
         now = fabric.log.now()
         for record in records:
             if record is not None and is_live(record, now):
                 return record
         return None
 
-    async def _look(self, fabric: Fabric, subjects: list[str], consistency: Consistency) -> list[Record | None]:
+    def _glance(self, key: str, scope: str | None, scope_id: str | None) -> bytes | None:
+        """What the near-cache can say at once and without a doubt; see :meth:`NearCache.glance`."""
+        cache = self._near.current
+        if cache is None:
+            return None
+        return cache.glance(read_subjects(cache.namespace, self._place(), scope, scope_id, key), self.seen)
+
+    async def _look(self, fabric: Fabric, subjects: Sequence[str], consistency: Consistency) -> list[Record | None]:
         """The last record of each subject, as the consistency asks; what is found counts as seen from then on."""
         seen = self.seen
         if consistency == "strong":

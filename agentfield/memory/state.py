@@ -6,10 +6,9 @@ Pure selection over what the log returns; both ``Memory.items`` and tools that l
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
 
-from agentfield.codec import EVENT_ID, Record, decode_value, expires_at_ns, is_delete
-from agentfield.errors import DecodeError, InvalidInputError
+from agentfield.codec import Record, expires_at_ns, is_delete, reference_of
+from agentfield.errors import DecodeError
 from agentfield.fabric.fabric import Fabric
 from agentfield.memory.addressing import AnyScope
 from agentfield.pattern import Pattern
@@ -47,13 +46,14 @@ def is_live(record: Record, now: int) -> bool:
     return expires is None or expires > now
 
 
-def value_of(record: Record) -> Any:
-    """The value a record holds. :class:`DecodeError` if it is not JSON."""
+def plain_content(record: Record | None) -> bytes | None:
+    """The JSON of the value that a record gives its key for ever, empty if it takes it away; None where it is not so
+    simple: the value expires, lies in an object, or the record is not agentfield's.
+    """
+    if record is None or is_delete(record):
+        return b""
     try:
-        return decode_value(record.payload)
-    except InvalidInputError as error:
-        raise DecodeError(
-            f"the payload of event {record.headers.get(EVENT_ID, '')!r} is not JSON: {error}",
-            subject=record.subject,
-            revision=record.sequence,
-        ) from None
+        simple = expires_at_ns(record) is None and reference_of(record) is None
+    except DecodeError:
+        return None
+    return record.payload if simple and record.payload else None

@@ -3,7 +3,7 @@
 Owns: the path of an event from the consumer to the user's function: previous data, the execution it runs in, lanes that
 keep one key in order while others go on, retries with backoff, the dead letters. Must not know: the wire. Invariants:
 an event is reported done only when its handler returned or it lies in the dead letters; the events of one key are
-handled one after the other, in the order of the log.
+handled one after the other, in the order of the log; values are in memory only while their event is being handled.
 """
 
 from __future__ import annotations
@@ -16,23 +16,25 @@ import traceback
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 import orjson
 
 from agentfield import execution
-from agentfield.codec import EVENT_ID, Record, decode_event
+from agentfield.codec import EVENT_ID, Record, decode_outline
 from agentfield.errors import AgentFieldError, ClosedError, DecodeError, InvalidInputError
 from agentfield.event import Event
-from agentfield.execution import Execution
+from agentfield.execution import Execution, Seen
 from agentfield.fabric.consumer import Activated, ConsumerSpec, PinnedConsumer
 from agentfield.fabric.fabric import Fabric
 from agentfield.memory.addressing import AnyScope
 from agentfield.memory.history import matching
 from agentfield.memory.previous import PreviousTable
-from agentfield.pattern import Pattern
+from agentfield.memory.resolving import Resolver
+from agentfield.pattern import Pattern, subsumes
+from agentfield.schema import Schemas
 
 logger = logging.getLogger("agentfield.handlers")
 
@@ -41,6 +43,8 @@ Start = Literal["new", "all"] | datetime | int
 
 _FIRST_RETRY = 0.2
 _LONGEST_RETRY = 30.0
+_LONGEST_TEXT = 20_000
+"""Characters of an exception's text or traceback that a dead letter holds: it must never be too large to be stored."""
 _LANES = 500
 """Keys that may wait for a retry at once; with more, taking events pauses."""
 
@@ -57,6 +61,7 @@ class Registration:
     concurrency: int
     retries: int
     timeout: float | None
+    schemas: Schemas
 
     @property
     def is_async(self) -> bool:
@@ -74,6 +79,7 @@ def registration(
     concurrency: int,
     retries: int,
     timeout: float | None,
+    schemas: Schemas,
 ) -> Registration:
     """Validate a declaration. Raises :class:`InvalidInputError` with the fact and the remedy."""
     if not callable(function):
@@ -84,20 +90,35 @@ def registration(
         raise InvalidInputError(
             f"handler {getattr(function, '__name__', function)!r} must take one argument, the event"
         ) from None
-    texts = [patterns] if isinstance(patterns, str) else list(patterns)
+    if isinstance(patterns, str):
+        texts = [patterns]
+    elif isinstance(patterns, Sequence):
+        texts = list(patterns)
+    else:
+        raise InvalidInputError(f"patterns={patterns!r}: a pattern, or a list of patterns")
     if not texts:
         raise InvalidInputError("on_change needs at least one pattern; '*' hears every key")
-    chosen = name if name is not None else function.__name__
-    if re.fullmatch(r"[A-Za-z0-9_-]{1,64}", chosen) is None:
+    chosen = name if name is not None else getattr(function, "__name__", None)
+    if not isinstance(chosen, str) or re.fullmatch(r"[A-Za-z0-9_-]{1,64}", chosen) is None:
         raise InvalidInputError(f"handler name {chosen!r}: 1 to 64 of A-Z a-z 0-9 _ -; give another with name=…")
     if not (start in ("new", "all") if isinstance(start, str) else _is_point(start)):
         raise InvalidInputError(f"start={start!r}: 'new', 'all', an aware datetime, or a revision")
-    if concurrency < 1 or retries < 0 or (timeout is not None and timeout <= 0):
+    if not _is_count(concurrency, 1) or not _is_count(retries, 0):
         raise InvalidInputError(
-            f"concurrency={concurrency}, retries={retries}, timeout={timeout}: at least 1, at least 0, above 0 seconds"
+            f"concurrency={concurrency!r}, retries={retries!r}: whole numbers, at least 1 and at least 0"
         )
+    if timeout is not None and not _is_span(timeout):
+        raise InvalidInputError(f"timeout={timeout!r}: seconds, above 0, or None")
     return Registration(
-        chosen, function, tuple(Pattern.parse(text) for text in texts), scopes, start, concurrency, retries, timeout
+        chosen,
+        function,
+        tuple(Pattern.parse(text) for text in texts),
+        scopes,
+        start,
+        concurrency,
+        retries,
+        timeout,
+        schemas,
     )
 
 
@@ -105,6 +126,14 @@ def _is_point(start: object) -> bool:
     if isinstance(start, datetime):
         return start.tzinfo is not None
     return type(start) is int and start >= 0
+
+
+def _is_count(value: object, least: int) -> bool:
+    return type(value) is int and value >= least
+
+
+def _is_span(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
 
 
 def deliver_policy(start: Start) -> Mapping[str, Any]:
@@ -119,6 +148,17 @@ def deliver_policy(start: Start) -> Mapping[str, Any]:
     return {"deliver_policy": "new"}
 
 
+class _Taken:
+    """An event that waits to be handled, and, once it is its turn, as the handler gets it."""
+
+    __slots__ = ("event", "previous", "record")
+
+    def __init__(self, record: Record, previous: Record | None) -> None:
+        self.record = record
+        self.previous = previous
+        self.event: Event | None = None
+
+
 class HandlerRun:
     """One handler of an agent in this process. ``prepare`` it, ``run`` it in a task of yours, ``stop`` it."""
 
@@ -128,22 +168,61 @@ class HandlerRun:
         self._registration = registration
         self._agent = agent
         self._actor_id = actor_id
+        self._is_async = registration.is_async
         self._filters = fabric.subjects.filters(registration.patterns, registration.scopes)
-        self._table = PreviousTable(fabric.log, self._filters)
-        self._consumer = PinnedConsumer(
-            fabric.connection,
-            ConsumerSpec(
-                stream=fabric.log.stream,
-                name=f"handler-{agent}-{registration.name}",
-                filters=self._filters,
-                start=deliver_policy(registration.start),
-                description=f"on_change({', '.join(str(p) for p in registration.patterns)}) of agent {agent}",
-                metadata={"agent": agent, "handler": registration.name},
-            ),
+        self._resolver = Resolver(fabric, registration.schemas)
+        self._spec = ConsumerSpec(
+            stream=fabric.log.stream,
+            name=f"handler-{agent}-{registration.name}",
+            filters=self._filters,
+            start=deliver_policy(registration.start),
+            description=f"on_change({', '.join(str(p) for p in registration.patterns)}) of agent {agent}",
+            metadata={"agent": agent, "handler": registration.name},
         )
-        self._lanes: dict[str, deque[tuple[Event, Record]]] = {}
-        self._slots = asyncio.Semaphore(registration.concurrency)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Nothing taken, nothing known."""
+        self._table = PreviousTable(self._fabric.log, self._filters)
+        self._consumer = PinnedConsumer(self._fabric.connection, self._spec)
+        self._lanes: dict[str, deque[_Taken]] = {}
+        self._slots = asyncio.Semaphore(self._registration.concurrency)
         self._lane_room = asyncio.Semaphore(_LANES)
+        self._failures: dict[int, str] = {}
+
+    @property
+    def fabric(self) -> Fabric:
+        """Where it gets its events."""
+        return self._fabric
+
+    @property
+    def floor(self) -> int:
+        """Everything up to this sequence is known to have been handled, by whichever instance."""
+        return self._consumer.floor
+
+    def hears(self, record: Record) -> bool:
+        """Whether an event is for this handler. Raises :class:`InvalidInputError` for one that is not agentfield's."""
+        return any(subsumes(each, record.subject) for each in self._filters) and matching(
+            self._fabric, self._registration.patterns, record
+        )
+
+    def standing(self, sequence: int) -> str | None:
+        """How far an event has come, in words; None once it is known to be handled, or given up, by any instance."""
+        if self._consumer.is_handled(sequence):
+            return None
+        if (failure := self._failures.get(sequence)) is not None:
+            return failure
+        return "being handled" if self._consumer.is_begun(sequence) else "not begun"
+
+    async def learn_floor(self) -> None:
+        """Ask the server how far other instances have come. Raises :class:`UnavailableError`."""
+        await self._consumer.learn_floor()
+
+    async def renew(self) -> None:
+        """After ``run`` has broken off: give up what was taken, so that it comes again, and begin anew."""
+        consumer = self._consumer
+        self._begin()
+        await consumer.leave()
 
     async def prepare(self) -> None:
         """Create or update the durable consumer: from here on no event is missed."""
@@ -171,18 +250,18 @@ class HandlerRun:
                 await self._fill(item.floor)
                 continue
             record = item.record
-            event = await self._event(record) if not item.handled else None
+            taken = await self._taken(record) if not item.handled else None
             self._table.advance(record)
-            if event is None:
+            if taken is None:
                 self._consumer.done(record.sequence)
                 continue
             lane = self._lanes.get(record.subject)
             if lane is not None:
-                lane.append((event, record))
+                lane.append(taken)
             elif concurrent or self._slots.locked():
-                await self._open_lane(tasks, event, record, attempt=0)
-            elif not await self._once(event, record, attempt=0):
-                await self._open_lane(tasks, event, record, attempt=1)
+                await self._open_lane(tasks, taken, attempt=0)
+            elif not await self._once(taken, attempt=0):
+                await self._open_lane(tasks, taken, attempt=1)
 
     async def _fill(self, floor: int) -> None:
         """Fill the table of previous values; without it no event may be handled, so this insists."""
@@ -196,14 +275,14 @@ class HandlerRun:
                 await asyncio.sleep(delay)
                 delay = min(_LONGEST_RETRY, delay * 2)
 
-    async def _event(self, record: Record) -> Event | None:
-        """The event to handle, or None if the record is not for this handler."""
+    async def _taken(self, record: Record) -> _Taken | None:
+        """The record with what its key held before, or None if it is not for this handler."""
         delay = _FIRST_RETRY
         while True:
             try:
                 if not matching(self._fabric, self._registration.patterns, record):
                     return None
-                return decode_event(record, self._fabric.subjects, await self._table.of(record))
+                return _Taken(record, await self._table.of(record))
             except (DecodeError, InvalidInputError) as error:
                 logger.error("handler %s skips a foreign message: %s", self._registration.name, error)
                 return None
@@ -212,23 +291,50 @@ class HandlerRun:
                 await asyncio.sleep(delay)
                 delay = min(_LONGEST_RETRY, delay * 2)
 
-    async def _open_lane(self, tasks: asyncio.TaskGroup, event: Event, record: Record, *, attempt: int) -> None:
+    async def _event(self, taken: _Taken) -> Event | None:
+        """The event to handle, or None if it cannot be; it lies in the dead letters then, if it is agentfield's."""
+        delay = _FIRST_RETRY
+        while True:
+            try:
+                taken.event = await self._resolver.event(taken.record, taken.previous)
+                return taken.event
+            except (DecodeError, InvalidInputError) as error:
+                await self._set_aside(taken.record, error)
+                return None
+            except AgentFieldError as error:
+                logger.warning("handler %s: %s; trying again", self._registration.name, error)
+                await asyncio.sleep(delay)
+                delay = min(_LONGEST_RETRY, delay * 2)
+
+    async def _set_aside(self, record: Record, error: AgentFieldError) -> None:
+        """What is no event of agentfield's is skipped; one whose data cannot be read may be readable another day."""
+        try:
+            outline = decode_outline(record, self._fabric.subjects)
+        except DecodeError:
+            logger.error("handler %s skips a foreign message: %s", self._registration.name, error)
+        else:
+            await self._give_up(outline, record, error, 0)
+
+    async def _open_lane(self, tasks: asyncio.TaskGroup, taken: _Taken, *, attempt: int) -> None:
         """Go on with this key in a task of its own, so that other keys need not wait for it."""
         await self._lane_room.acquire()
-        self._lanes[record.subject] = deque()
-        tasks.create_task(self._lane(event, record, attempt), name=f"handler {self._registration.name} {event.key}")
+        subject = taken.record.subject
+        self._lanes[subject] = deque()
+        tasks.create_task(self._lane(taken, attempt), name=f"handler {self._registration.name} {subject}")
 
-    async def _lane(self, event: Event, record: Record, attempt: int) -> None:
+    async def _lane(self, taken: _Taken, attempt: int) -> None:
+        subject = taken.record.subject
         try:
-            lane = self._lanes[record.subject]
+            lane = self._lanes[subject]
             while True:
-                while await self._still_ours(record, attempt) and not await self._once(event, record, attempt=attempt):
+                while await self._still_ours(taken.record, attempt) and not await self._once(taken, attempt=attempt):
                     attempt += 1
+                self._failures.pop(taken.record.sequence, None)
                 if not lane:
                     return
-                (event, record), attempt = lane.popleft(), 0
+                taken, attempt = lane.popleft(), 0
         finally:
-            del self._lanes[record.subject]
+            del self._lanes[subject]
             self._lane_room.release()
 
     async def _still_ours(self, record: Record, attempt: int) -> bool:
@@ -236,17 +342,32 @@ class HandlerRun:
             await asyncio.sleep(min(_LONGEST_RETRY, _FIRST_RETRY * 2 ** (attempt - 1)))
         return await self._consumer.still_ours(record.sequence)
 
-    async def _once(self, event: Event, record: Record, *, attempt: int) -> bool:
+    async def _once(self, taken: _Taken, *, attempt: int) -> bool:
         """One try. True when the event is finished: handled, or given up and in the dead letters."""
+        record = taken.record
         async with self._slots:
+            event = taken.event or await self._event(taken)
+            if event is None:
+                self._consumer.done(record.sequence)
+                return True
+            if not await self._consumer.still_ours(record.sequence):  # it may have taken long to come this far
+                return True
             try:
                 await self._call(event)
-            except Exception as error:  # noqa: BLE001  # the handler is the user's: whatever it raises is theirs to see
+            # The handler is the user's: whatever it raises is theirs to see, even a cancellation of its own making.
+            except (Exception, asyncio.CancelledError) as error:
+                task = asyncio.current_task()
+                if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                    raise
                 if attempt < self._registration.retries:
                     logger.warning(
                         "handler %s failed on %s (revision %d), try %d: %s: %s",
-                        self._registration.name, event.key, event.revision, attempt + 1, type(error).__name__, error,
+                        self.name, event.key, event.revision, attempt + 1, type(error).__name__, _said(error),
                     )  # fmt: skip
+                    self._failures[record.sequence] = (
+                        f"failed {attempt + 1} of {self._registration.retries + 1} tries: "
+                        f"{type(error).__name__}: {_said(error)}"
+                    )
                     return False
                 await self._give_up(event, record, error, attempt + 1)
         self._consumer.done(record.sequence)
@@ -255,34 +376,46 @@ class HandlerRun:
     async def _call(self, event: Event) -> None:
         token = execution.current.set(self._execution(event))
         try:
-            function = self._registration.function
-            async with asyncio.timeout(self._registration.timeout):
-                if self._registration.is_async:
-                    await function(event)
-                else:
-                    outcome = await asyncio.to_thread(function, event)
-                    if isinstance(outcome, Awaitable):
-                        await outcome
+            if self._registration.timeout is None:
+                await self._run_handler(event)
+            else:
+                async with asyncio.timeout(self._registration.timeout):
+                    await self._run_handler(event)
         finally:
             execution.current.reset(token)
+
+    async def _run_handler(self, event: Event) -> None:
+        function = self._registration.function
+        if self._is_async:
+            await function(event)
+            return
+        outcome = await asyncio.to_thread(function, event)
+        if isinstance(outcome, Awaitable):
+            await outcome
 
     def _execution(self, event: Event) -> Execution:
         """A handler runs in the event's workflow and session, so that what it reads is what the writer saw."""
         writer = event.writer
         workflow = event.scope_id if event.scope == "workflow" else writer.workflow_id
         session = event.scope_id if event.scope == "session" else writer.session_id
-        started = execution.root(
-            self._agent, self._actor_id, workflow_id=workflow, session_id=session, cause=event.id, trace=writer.trace
+        return Execution(
+            execution_id=execution.new_id(),
+            workflow_id=workflow,
+            session_id=session,
+            agent=self._agent,
+            actor_id=self._actor_id,
+            parent_id=writer.execution_id,
+            cause=event.id,
+            trace=execution.next_span(writer.trace),
+            seen=Seen(event.revision),
         )
-        started.seen.saw(event.revision)
-        return replace(started, workflow_id=workflow, parent_id=writer.execution_id)
 
-    async def _give_up(self, event: Event, record: Record, error: Exception, tries: int) -> None:
+    async def _give_up(self, event: Event, record: Record, error: BaseException, tries: int) -> None:
         """Put the event into the dead letters, with what went wrong; insists until it is stored."""
         name = self._registration.name
         logger.error(
             "handler %s gives up on %s (revision %d) after %d tries: %s: %s",
-            name, event.key, event.revision, tries, type(error).__name__, error,
+            name, event.key, event.revision, tries, type(error).__name__, _said(error),
         )  # fmt: skip
         letter = {
             "agent": self._agent,
@@ -295,8 +428,8 @@ class HandlerRun:
             "tries": tries,
             "error": {
                 "type": type(error).__name__,
-                "message": str(error),
-                "traceback": "".join(traceback.format_exception(error)),
+                "message": _said(error),
+                "traceback": _storable("".join(traceback.format_exception(error))),
             },
         }
         subject = f"{self._fabric.topology.namespace}.deadletters.{self._agent}.{name}"
@@ -312,6 +445,20 @@ class HandlerRun:
                 delay = min(_LONGEST_RETRY, delay * 2)
 
 
+def _said(error: BaseException) -> str:
+    """What an exception says, whatever it is."""
+    try:
+        return _storable(str(error))
+    except Exception:  # noqa: BLE001  # its own __str__ fails
+        return f"({type(error).__name__} cannot say what it is about)"
+
+
+def _storable(text: str) -> str:
+    """The text as a dead letter can hold it: valid Unicode, and its end if it is too long, where the fault is named."""
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return text if len(text) <= _LONGEST_TEXT else f"…{text[-_LONGEST_TEXT:]}"
+
+
 async def _kept_up(run: HandlerRun) -> None:
     """Run a handler for as long as its agent lives: whatever ends it but the agent's own end is reported and mended."""
     while True:
@@ -322,13 +469,14 @@ async def _kept_up(run: HandlerRun) -> None:
                 return
             logger.exception("the loop of handler %s broke off; it starts again", run.name)
         await asyncio.sleep(_FIRST_RETRY)
+        await run.renew()
 
 
 class Subscriptions:
     """Every handler of an agent in this process, started and stopped together."""
 
     def __init__(self, fabric: Fabric, registrations: Sequence[Registration], *, agent: str, actor_id: str) -> None:
-        self._runs = [HandlerRun(fabric, item, agent=agent, actor_id=actor_id) for item in registrations]
+        self.runs = [HandlerRun(fabric, item, agent=agent, actor_id=actor_id) for item in registrations]
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -336,9 +484,9 @@ class Subscriptions:
 
         Raises :class:`UnavailableError` when the server does not answer; nothing runs then.
         """
-        for run in self._runs:
+        for run in self.runs:
             await run.prepare()
-        self._tasks = [asyncio.create_task(_kept_up(run), name=f"handler {run.name}") for run in self._runs]
+        self._tasks = [asyncio.create_task(_kept_up(run), name=f"handler {run.name}") for run in self.runs]
 
     async def drain(self, grace: float = 30.0) -> None:
         """Let handlers finish what they hold (at most ``grace`` seconds), acknowledge, and hand over. Idempotent."""
@@ -347,11 +495,11 @@ class Subscriptions:
             return
         with suppress(TimeoutError):
             async with asyncio.timeout(grace):
-                await asyncio.gather(*(run.drain() for run in self._runs))
+                await asyncio.gather(*(run.drain() for run in self.runs))
         for task in tasks:
             task.cancel()
         for outcome in await asyncio.gather(*tasks, return_exceptions=True):
             if isinstance(outcome, Exception):
                 logger.error("a handler's loop ended with %r", outcome)
-        for run in self._runs:
+        for run in self.runs:
             await run.leave()

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from agentfield.codec import OPERATION, Record, decode_value, encode_value, validate_as
+from agentfield.codec import OPERATION, Record
 from agentfield.errors import ConflictError, InvalidInputError
 from agentfield.event import Writer
 from agentfield.execution import Seen
@@ -20,8 +20,10 @@ from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.log import Conflict
 from agentfield.memory.addressing import Place, read_scopes, write_scope
 from agentfield.memory.lifetime import Lifetimes
-from agentfield.memory.state import is_live, value_of
+from agentfield.memory.resolving import Resolver
+from agentfield.memory.state import is_live
 from agentfield.memory.writing import Write, prepare, store_together
+from agentfield.schema import Schemas, Stamp
 from agentfield.scope import Scope
 
 
@@ -29,6 +31,8 @@ class _Seen(NamedTuple):
     scope: Scope
     key: str
     record: Record | None
+    live: bool
+    """Whether there was a value when it was first read."""
 
     @property
     def revision(self) -> int:
@@ -48,18 +52,20 @@ class Transaction:
         self,
         fabric: Callable[[], Awaitable[Fabric]],
         lifetimes: Lifetimes,
+        schemas: Schemas,
         place: Place,
         writer: Writer,
         seen: Seen,
     ) -> None:
         self._source = fabric
         self._lifetimes = lifetimes
+        self._schemas = schemas
         self._place = place
         self._writer = writer
         self._reader = seen
         self._fabric: Fabric | None = None
         self._seen: dict[str, _Seen] = {}
-        self._writes: dict[str, tuple[Write, Any]] = {}
+        self._writes: dict[str, Write] = {}
         self._over = False
         self.revision: int | None = None
         """The revision of the last write, once committed; None before, and if nothing was written."""
@@ -75,9 +81,11 @@ class Transaction:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Commit, or, after an exception, write nothing."""
-        if kind is None and not self._over:
-            await self._commit()
-        self._over = True
+        try:
+            if kind is None and not self._over:
+                await self._commit()
+        finally:
+            self._over = True
 
     async def get(
         self,
@@ -90,21 +98,23 @@ class Transaction:
     ) -> Any:
         """The value of a key as ``Memory.get`` finds it, and from now on part of what the commit re-checks."""
         fabric = self._open()
+        resolver = Resolver(fabric, self._schemas)
         for where in read_scopes(self._place, scope, scope_id):
             subject = fabric.subjects.memory(where, key)
-            if subject in self._writes:
-                write, value = self._writes[subject]
+            write = self._writes.get(subject)
+            if write is not None:
                 if write.headers.get(OPERATION):
                     continue
-                return value if as_type is None else validate_as(value, as_type)
+                return await resolver.value(Record(subject, 0, 0, write.headers, write.payload), as_type)
             seen = self._seen.get(subject)
             if seen is None:
                 (record,) = await fabric.log.last([subject])
-                seen = self._seen[subject] = _Seen(where, key, record)
+                live = record is not None and is_live(record, fabric.log.now())
+                # Of several tasks that read it at once, the first one's look is the one that counts for all.
+                seen = self._seen.setdefault(subject, _Seen(where, key, record, live))
                 self._reader.saw(seen.revision)
             if seen.record is not None and is_live(seen.record, fabric.log.now()):
-                value = value_of(seen.record)
-                return value if as_type is None else validate_as(value, as_type)
+                return await resolver.value(seen.record, as_type)
         return default
 
     async def exists(self, key: str, scope: str | None = None, scope_id: str | None = None) -> bool:
@@ -116,8 +126,8 @@ class Transaction:
         self, key: str, value: Any, scope: str | None = None, scope_id: str | None = None, *, ttl: float | None = None
     ) -> None:
         """Write a value at the commit. Validated here: :class:`InvalidInputError`."""
-        payload = encode_value(value)
-        self._note(key, "set", payload, decode_value(payload), scope, scope_id, ttl)
+        encoded = self._schemas.encode(key, value)
+        self._note(key, "set", encoded.payload, encoded.stamp, scope, scope_id, ttl)
 
     def delete(self, key: str, scope: str | None = None, scope_id: str | None = None) -> None:
         """Delete a key at the commit, whether it has a value or not."""
@@ -128,19 +138,19 @@ class Transaction:
         key: str,
         operation: Any,
         payload: bytes,
-        value: Any,
+        stamp: Stamp | None,
         scope: str | None,
         scope_id: str | None,
         ttl: float | None,
     ) -> None:
         fabric = self._open()
         where = write_scope(self._place, scope, scope_id)
-        write = prepare(fabric, where, key, operation, payload, self._writer, ttl=ttl)
+        write = prepare(fabric, where, key, operation, payload, self._writer, ttl=ttl, stamp=stamp)
         if write.subject not in self._writes and len(self._writes) >= MAX_BATCH:
             raise InvalidInputError(
                 f"a transaction holds at most {MAX_BATCH} writes and checks, and this would be one more: split it"
             )
-        self._writes[write.subject] = (write, value)
+        self._writes[write.subject] = write
 
     def _open(self) -> Fabric:
         if self._fabric is None or self._over:
@@ -149,11 +159,12 @@ class Transaction:
 
     async def _commit(self) -> None:
         fabric = self._open()
-        writes = [write for write, _ in self._writes.values()]
+        writes = list(self._writes.values())
         expectations = [Expectation(subject, seen.revision) for subject, seen in self._seen.items()]
         if not writes:
             await self._raise_if_changed()
             return
+        self._raise_if_expired(fabric)
         try:
             self.revision = await store_together(fabric, self._lifetimes, writes, expectations)
             self._reader.saw(self.revision)
@@ -172,3 +183,11 @@ class Transaction:
             actual = 0 if record is None else record.sequence
             if actual != seen.revision:
                 raise ConflictError(seen.key, expected=seen.revision, actual=actual)
+        self._raise_if_expired(fabric)
+
+    def _raise_if_expired(self, fabric: Fabric) -> None:
+        """A value that has run out since it was read is absent now, though nothing has been written."""
+        now = fabric.log.now()
+        for seen in self._seen.values():
+            if seen.live and seen.record is not None and not is_live(seen.record, now):
+                raise ConflictError(seen.key, expected=seen.revision, actual=0)

@@ -17,8 +17,10 @@ from agentfield.fabric.reader import Reader
 from agentfield.memory.addressing import AnyScope
 from agentfield.memory.history import bounds, event_of, matching
 from agentfield.memory.previous import PreviousTable
+from agentfield.memory.resolving import Resolver
 from agentfield.memory.state import live_entries
 from agentfield.pattern import Pattern
+from agentfield.schema import Schemas
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +36,11 @@ async def watching(
     patterns: Sequence[Pattern],
     scopes: Sequence[AnyScope],
     start: Literal["new", "all", "current"] | datetime | int,
+    *,
+    schemas: Schemas | None = None,
 ) -> AsyncIterator[Event | CaughtUp]:
     """Events from ``start`` on, for ever, with one :class:`CaughtUp`."""
+    resolver = Resolver(fabric, schemas)
     filters = fabric.subjects.filters(patterns, scopes)
     table = PreviousTable(fabric.log, filters)
     _, target = await bounds(fabric, None, None)
@@ -51,7 +56,7 @@ async def watching(
     if start == "current":
         present = [record async for record in live_entries(fabric, patterns, scopes) if record.sequence <= target]
         for record in present:
-            yield await event_of(fabric, PreviousTable(fabric.log, filters), record)
+            yield await event_of(resolver, PreviousTable(fabric.log, filters), record)
     caught_up = begin > target
     if caught_up:
         yield CaughtUp(target)
@@ -59,8 +64,8 @@ async def watching(
         if not caught_up:
             async for record in reader.until(target):
                 if matching(fabric, patterns, record):
-                    yield await event_of(fabric, table, record)
+                    yield await event_of(resolver, table, record)
             yield CaughtUp(target)
         async for record in reader.follow():
             if matching(fabric, patterns, record):
-                yield await event_of(fabric, table, record)
+                yield await event_of(resolver, table, record)

@@ -11,7 +11,9 @@ import random
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from agentfield.codec import Record, encode_value
+from pydantic import RootModel
+
+from agentfield.codec import Record
 from agentfield.errors import ConflictError, InvalidInputError
 from agentfield.fabric.batch import MAX_BATCH, Expectation
 from agentfield.fabric.fabric import Fabric
@@ -21,7 +23,7 @@ from agentfield.memory.addressing import write_scope
 from agentfield.memory.base import Base
 from agentfield.memory.lock import Lock
 from agentfield.memory.offline import OfflineBuffer
-from agentfield.memory.state import is_live, value_of
+from agentfield.memory.state import is_live
 from agentfield.memory.transaction import Transaction
 from agentfield.memory.writing import Write, check_revision, prepare, store, store_together
 from agentfield.scope import Scope
@@ -29,9 +31,9 @@ from agentfield.scope import Scope
 UPDATE_TRIES = 1000
 """Rounds an update may lose against concurrent writers. One writer wins every round, so among n busy writers each waits
 about n rounds; this many means that something else is wrong."""
+_DELETE_TRIES = 10
 _FIRST_PAUSE = 0.002
 _LONGEST_PAUSE = 0.25
-_DELETE_TRIES = 50
 
 
 class Writes(Base):
@@ -59,25 +61,27 @@ class Writes(Base):
         """
         check_revision(if_revision)
         target = write_scope(self._place(), scope, scope_id)
-        payload = encode_value(value)
+        encoded = self.schemas.encode(key, value)
         fabric = await self._fabric()
-        write = prepare(fabric, target, key, "set", payload, self._writer(), ttl=ttl, event_id=event_id)
+        write = prepare(
+            fabric, target, key, "set", encoded.payload, self._writer(), ttl=ttl, event_id=event_id, stamp=encoded.stamp
+        )
         if fence is not None:
             return await self._store_fenced(fabric, write, if_revision, fence)
-        return await self._store(fabric, write, if_revision)
+        return await self._store(fabric, write, if_revision, repeated=event_id is not None)
 
     async def create(
         self, key: str, value: Any, scope: str | None = None, scope_id: str | None = None, *, ttl: float | None = None
     ) -> int:
         """Store a value under a key that has none in that scope, as ``set`` does; ConflictError if it has one."""
         target = write_scope(self._place(), scope, scope_id)
-        payload = encode_value(value)
+        encoded = self.schemas.encode(key, value)
         fabric = await self._fabric()
         while True:
             record = await _last(fabric, target, key)
             if record is not None and is_live(record, fabric.log.now()):
-                raise ConflictError(key, expected=None, actual=record.sequence)
-            write = prepare(fabric, target, key, "set", payload, self._writer(), ttl=ttl)
+                raise ConflictError(key, expected=0, actual=record.sequence)
+            write = prepare(fabric, target, key, "set", encoded.payload, self._writer(), ttl=ttl, stamp=encoded.stamp)
             try:
                 return await self._store(fabric, write, record.sequence if record else 0)
             except ConflictError:
@@ -94,7 +98,7 @@ class Writes(Base):
         check_revision(if_revision)
         target = write_scope(self._place(), scope, scope_id)
         fabric = await self._fabric()
-        for attempt in range(_DELETE_TRIES):
+        for _ in range(_DELETE_TRIES):
             record = await _last(fabric, target, key)
             if if_revision is not None and if_revision != (record.sequence if record else 0):
                 raise ConflictError(key, expected=if_revision, actual=record.sequence if record else 0)
@@ -104,11 +108,16 @@ class Writes(Base):
             try:
                 await self._store(fabric, write, record.sequence)
             except ConflictError:
-                if if_revision is not None or attempt == _DELETE_TRIES - 1:
+                if if_revision is not None:
                     raise
             else:
                 return True
-        raise AssertionError("unreachable: the last attempt returns or raises")
+            await asyncio.sleep(_FIRST_PAUSE * random.random())
+        # Written to without pause: delete whatever is there, and look afterwards what that was.
+        write = prepare(fabric, target, key, "delete", b"", self._writer())
+        revision = await self._store(fabric, write, None)
+        before = await fabric.log.as_of([write.subject], revision - 1)
+        return bool(before) and is_live(before[0], fabric.log.now())
 
     async def update(
         self,
@@ -129,21 +138,23 @@ class Writes(Base):
         """
         target = write_scope(self._place(), scope, scope_id)
         fabric = await self._fabric()
+        resolver = self._resolver(fabric)
         pause = _FIRST_PAUSE
         for attempt in range(UPDATE_TRIES):
             record = await _last(fabric, target, key)
             present = record is not None and is_live(record, fabric.log.now())
-            value = function(value_of(record) if record is not None and present else default)
+            value = function(await resolver.value(record) if record is not None and present else default)
             if inspect.isawaitable(value):
                 value = await value
-            write = prepare(fabric, target, key, "set", encode_value(value), self._writer(), ttl=ttl)
+            encoded = self.schemas.encode(key, value)
+            write = prepare(fabric, target, key, "set", encoded.payload, self._writer(), ttl=ttl, stamp=encoded.stamp)
             try:
                 await self._store(fabric, write, record.sequence if record else 0)
             except ConflictError:
                 if attempt == UPDATE_TRIES - 1:
                     raise
             else:
-                return value
+                return encoded.value
             await asyncio.sleep(pause * random.random())
             pause = min(_LONGEST_PAUSE, pause * 1.5)
         raise AssertionError("unreachable: the last attempt returns or raises")
@@ -157,18 +168,22 @@ class Writes(Base):
         *,
         ttl: float | None = None,
     ) -> int | float:
-        """Add to a number (absent: 0), whatever else is written meanwhile, and return the sum."""
+        """Add to a number (absent: 0), whatever else is written meanwhile, and return the sum.
+
+        A key that is bound to a model must be bound to a ``RootModel`` of a number.
+        """
         if isinstance(by, bool) or not isinstance(by, (int, float)):
             raise InvalidInputError(f"by={by!r} is not a number")
 
         def add(value: Any) -> int | float:
+            value = _bare(value)
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise InvalidInputError(
                     f"key {key!r} holds {type(value).__name__}, not a number: only numbers can be incremented"
                 )
             return value + by
 
-        total: int | float = await self.update(key, add, 0, scope, scope_id, ttl=ttl)
+        total: int | float = _bare(await self.update(key, add, 0, scope, scope_id, ttl=ttl))
         return total
 
     async def set_many(
@@ -187,10 +202,13 @@ class Writes(Base):
                 f"{len(values)} values: at most {MAX_BATCH} can be stored together; split them; nothing was written"
             )
         target = write_scope(self._place(), scope, scope_id)
-        encoded = {key: encode_value(value) for key, value in values.items()}
+        encoded = {key: self.schemas.encode(key, value) for key, value in values.items()}
         fabric = await self._fabric()
         writer = self._writer()
-        writes = [prepare(fabric, target, key, "set", payload, writer, ttl=ttl) for key, payload in encoded.items()]
+        writes = [
+            prepare(fabric, target, key, "set", each.payload, writer, ttl=ttl, stamp=each.stamp)
+            for key, each in encoded.items()
+        ]
         revision = await store_together(fabric, self._lifetimes, writes)
         self.seen.saw(revision)
         return revision
@@ -204,11 +222,13 @@ class Writes(Base):
         if scope is None and self._bound is None:
             raise InvalidInputError("clear() without a scope: say which, e.g. clear(scope='session', scope_id=…)")
         target = write_scope(self._place(), scope, scope_id)
-        return await clearing.clear(await self._fabric(), target, self._writer(), "cleared")
+        deleted = await clearing.clear(await self._fabric(), target, self._writer(), "cleared")
+        self.seen.saw(deleted.revision)
+        return deleted.number
 
     def transaction(self) -> Transaction:
         """Several reads and writes as one: ``async with memory.transaction() as tx``; see :class:`Transaction`."""
-        return Transaction(self._fabric, self._lifetimes, self._place(), self._writer(), self.seen)
+        return Transaction(self._fabric, self._lifetimes, self.schemas, self._place(), self._writer(), self.seen)
 
     def offline(self, *, limit: int = 1000, timeout: float = 60.0) -> OfflineBuffer:
         """A buffer of writes that may wait while the server is away: ``async with memory.offline() as buffer``.
@@ -216,7 +236,9 @@ class Writes(Base):
         At most ``limit`` writes wait; leaving the block waits up to ``timeout`` seconds for them to be stored; see
         :class:`OfflineBuffer`.
         """
-        return OfflineBuffer(self._fabric, self._lifetimes, self._place, self._writer, limit=limit, timeout=timeout)
+        return OfflineBuffer(
+            self._fabric, self._lifetimes, self.schemas, self._place, self._writer, limit=limit, timeout=timeout
+        )
 
     def lock(
         self,
@@ -241,8 +263,8 @@ class Writes(Base):
             timeout=timeout,
         )
 
-    async def _store(self, fabric: Fabric, write: Write, expected: int | None) -> int:
-        revision = await store(fabric, self._lifetimes, write, expected)
+    async def _store(self, fabric: Fabric, write: Write, expected: int | None, *, repeated: bool = False) -> int:
+        revision = await store(fabric, self._lifetimes, write, expected, repeated=repeated)
         self.seen.saw(revision)
         return revision
 
@@ -253,16 +275,26 @@ class Writes(Base):
             expectations = [fence] if if_revision is None else [fence, Expectation(write.subject, if_revision)]
             try:
                 revision = await store_together(fabric, self._lifetimes, [write], expectations)
-                self.seen.saw(revision)
-                return revision
-            except Conflict as conflict:
-                if await lock.expects(fence):
-                    raise ConflictError(write.key, expected=if_revision, actual=conflict.actual) from None
+            except Conflict:
                 if not await lock.still_ours():
                     raise await lock.lost() from None
+                if if_revision is not None:
+                    (record,) = await fabric.log.last([write.subject])
+                    actual = record.sequence if record else 0
+                    if actual != if_revision:
+                        raise ConflictError(write.key, expected=if_revision, actual=actual) from None
                 # The lease was renewed in between, which moved its revision: once more with the new one.
+                await asyncio.sleep(_FIRST_PAUSE * random.random())
+            else:
+                self.seen.saw(revision)
+                return revision
 
 
 async def _last(fabric: Fabric, scope: Scope, key: str) -> Record | None:
     (record,) = await fabric.log.last([fabric.subjects.memory(scope, key)])
     return record
+
+
+def _bare(value: Any) -> Any:
+    """The number in a model that is nothing but a number."""
+    return value.root if isinstance(value, RootModel) else value

@@ -1,29 +1,41 @@
 """Writing: from a value to a stored event, alone or together with others.
 
-Owns: the order of the steps of every write. Everything is validated and encoded first; then timers are set, so that
-whatever will have to end is known to end; then the event is appended. A crash in between leaves a timer that fires for
-nothing, never a value that outlives its time.
+Owns: the order of the steps of every write. Everything is validated and encoded first; then a value too large for an
+event is stored as an object; then timers are set, so that whatever will have to end is known to end; then the event is
+appended. A crash in between leaves an object that is collected and a timer that fires for nothing, never half a value,
+nor one that outlives its time. For the same reason a write never moves the timer of another one.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from agentfield import execution
 from agentfield.codec import check_ttl, encode_event
-from agentfield.errors import ConflictError, InvalidInputError
+from agentfield.errors import AgentFieldError, ConflictError, InvalidInputError, UnavailableError
 from agentfield.event import Operation, Reason, Writer
-from agentfield.fabric.batch import BatchItem, Expectation, append_batch
+from agentfield.fabric.batch import BatchItem, Expectation, append_batch, check_count
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.log import Conflict
 from agentfield.memory.lifetime import Lifetimes
+from agentfield.memory.placing import Placed, give_up, is_large, place, was_condemned
+from agentfield.reference import check_size
+from agentfield.schema import Stamp
 from agentfield.scope import Scope
+
+logger = logging.getLogger("agentfield.writing")
 
 _TIMER_SLACK = 50_000_000
 """Nanoseconds a timer is set past the ttl, since the event's own time is a little later than the timer's."""
+_DOUBT = 10_000_000
+"""Nanoseconds by which our notion of the server's clock may be off, with a large margin."""
+_SHORT = 60_000_000_000
 _TIMERS_AT_ONCE = 200
+_PLACINGS = 3
+"""Times that large values are stored for one write: again only if that took longer than orphans are left alone."""
 
 
 class Write(NamedTuple):
@@ -35,6 +47,10 @@ class Write(NamedTuple):
     payload: bytes
     headers: dict[str, str]
     ttl: float | None
+    large: bool = False
+    """Whether the payload goes to an object, and only a reference to it into the event."""
+    placed: Placed | None = None
+    """What goes into the event, once the payload of a large write is stored."""
 
 
 def prepare(
@@ -48,14 +64,18 @@ def prepare(
     ttl: float | None = None,
     event_id: str | None = None,
     reason: Reason | None = None,
+    stamp: Stamp | None = None,
 ) -> Write:
     """Validate and encode. Raises :class:`InvalidInputError`."""
     if ttl is not None:
         ttl = check_ttl(ttl)
     subject = fabric.subjects.memory(scope, key)
     headers = encode_event(
-        event_id=event_id or execution.new_id(), operation=operation, writer=writer, ttl=ttl, reason=reason
+        event_id=event_id or execution.new_id(), operation=operation, writer=writer, ttl=ttl, reason=reason, stamp=stamp
     )
+    if is_large(fabric, payload):
+        check_size(len(payload), key)
+        return Write(scope, key, subject, payload, headers, ttl, large=True)
     fabric.log.check_size(subject, payload, headers)
     return Write(scope, key, subject, payload, headers, ttl)
 
@@ -68,13 +88,25 @@ def check_revision(revision: int | None) -> None:
         )
 
 
-async def store(fabric: Fabric, lifetimes: Lifetimes, write: Write, expected: int | None) -> int:
-    """Append one write; return its revision. :class:`ConflictError` if the key's revision is not ``expected``."""
-    await _set_timers(fabric, lifetimes, [write])
+async def store(
+    fabric: Fabric, lifetimes: Lifetimes, write: Write, expected: int | None, *, repeated: bool = False
+) -> int:
+    """Append one write; return its revision. :class:`ConflictError` if the key's revision is not ``expected``.
+
+    ``repeated``: an earlier call with the same event id had an open outcome; if that one stored it, so be it.
+    """
+    if write.large:
+        expectations = [] if expected is None else [Expectation(write.subject, expected)]
+        try:
+            return await store_together(fabric, lifetimes, [write], expectations, repeated=repeated)
+        except Conflict as conflict:
+            raise ConflictError(write.key, expected=expected, actual=conflict.actual) from None
+    first = await _set_timers(fabric, lifetimes, [write])
     try:
-        ack = await fabric.log.append(write.subject, write.payload, write.headers, expected=expected)
+        ack = await fabric.log.append(write.subject, write.payload, write.headers, expected=expected, repeated=repeated)
     except Conflict as conflict:
         raise ConflictError(write.key, expected=expected, actual=conflict.actual) from None
+    await _catch_up(fabric, [write], first)
     return ack.sequence
 
 
@@ -83,6 +115,8 @@ async def store_together(
     lifetimes: Lifetimes,
     writes: Sequence[Write],
     expectations: Sequence[Expectation] = (),
+    *,
+    repeated: bool = False,
 ) -> int:
     """Append all writes or none, if every expectation holds; return the revision of the last.
 
@@ -90,9 +124,66 @@ async def store_together(
     there are more of them than writes, on messages of their own beside the keys' subjects. Raises
     :class:`~agentfield.fabric.log.Conflict` without saying which; nothing is stored then.
     """
+    check_count(_messages(writes, expectations))
+    if any(write.large for write in writes):
+        return await _store_large(fabric, lifetimes, writes, expectations, repeated=repeated)
     items = assemble(fabric, writes, expectations)
-    await _set_timers(fabric, lifetimes, writes)
-    return await append_batch(fabric.log, items)
+    first = await _set_timers(fabric, lifetimes, writes)
+    sequence = await append_batch(fabric.log, items, repeated=repeated)
+    await _catch_up(fabric, writes, first)
+    return sequence
+
+
+async def _store_large(
+    fabric: Fabric,
+    lifetimes: Lifetimes,
+    writes: Sequence[Write],
+    expectations: Sequence[Expectation],
+    *,
+    repeated: bool,
+) -> int:
+    """Append all writes or none, the values of large ones being whole by then."""
+    if not repeated:
+        await _check(fabric, expectations)
+    for _ in range(_PLACINGS):
+        sent = [await _placed(fabric, write) if write.large else write for write in writes]
+        first = await _set_timers(fabric, lifetimes, writes)
+        objects = [write.placed for write in sent if write.placed is not None]
+        try:
+            sequence = await append_batch(fabric.log, assemble(fabric, sent, expectations), repeated=repeated)
+        except Conflict:
+            if await was_condemned(fabric, objects):
+                continue  # we were gone for so long that the objects were taken for orphans: store them anew
+            await give_up(fabric, objects)
+            raise
+        await _catch_up(fabric, writes, first)
+        return sequence
+    raise UnavailableError(
+        f"storing the values of {len(writes)} writes took so long that they passed for abandoned, {_PLACINGS} times; "
+        "nothing was written: store fewer at once"
+    )
+
+
+async def _check(fabric: Fabric, expectations: Sequence[Expectation]) -> None:
+    """Raise at once what would only come after everything large had been sent; the server checks again."""
+    records = await fabric.log.last([expectation.subject for expectation in expectations]) if expectations else []
+    for expectation, record in zip(expectations, records, strict=True):
+        actual = 0 if record is None else record.sequence
+        if actual != expectation.sequence:
+            raise Conflict(actual)
+
+
+async def _placed(fabric: Fabric, write: Write) -> Write:
+    placed = await place(fabric, write.scope, write.key, write.subject, write.payload, write.headers)
+    return write._replace(payload=placed.payload, headers=placed.headers, placed=placed)
+
+
+def _messages(writes: Sequence[Write], expectations: Sequence[Expectation]) -> int:
+    """How many messages ``assemble`` will make of these."""
+    written = {write.subject for write in writes}
+    own = {expectation.subject for expectation in expectations} & written
+    others = len(expectations) - len(own) + sum(write.large for write in writes)
+    return len(writes) + max(0, others - (len(writes) - len(own)))
 
 
 def assemble(fabric: Fabric, writes: Sequence[Write], expectations: Sequence[Expectation]) -> list[BatchItem]:
@@ -100,6 +191,7 @@ def assemble(fabric: Fabric, writes: Sequence[Write], expectations: Sequence[Exp
     written = {write.subject for write in writes}
     own = {item.subject: item for item in expectations if item.subject in written}
     others = [item for item in expectations if item.subject not in written]
+    others += [write.placed.guard for write in writes if write.placed is not None]
     items = []
     for write in writes:
         expectation = own.pop(write.subject, None)
@@ -113,20 +205,58 @@ def assemble(fabric: Fabric, writes: Sequence[Write], expectations: Sequence[Exp
     return items
 
 
-async def _set_timers(fabric: Fabric, lifetimes: Lifetimes, writes: Sequence[Write]) -> None:
+async def _set_timers(fabric: Fabric, lifetimes: Lifetimes, writes: Sequence[Write]) -> int | None:
+    """See that everything to be written will end; return when the first of the keys' timers fires."""
     for scope in {write.scope for write in writes}:
         await lifetimes.touch(fabric, scope)
-    timed = [write for write in writes if write.ttl is not None]
+    now = fabric.log.now()
+    timed = [(write.subject, timer_moment(now, write.ttl)) for write in writes if write.ttl is not None]
     for begin in range(0, len(timed), _TIMERS_AT_ONCE):
-        await asyncio.gather(*(_expire(fabric, write) for write in timed[begin : begin + _TIMERS_AT_ONCE]))
+        await asyncio.gather(*(set_timer(fabric, *each) for each in timed[begin : begin + _TIMERS_AT_ONCE]))
+    return min((at for _, at in timed), default=None)
 
 
-async def _expire(fabric: Fabric, write: Write) -> None:
-    assert write.ttl is not None
-    at = fabric.log.now() + round(write.ttl * 1_000_000_000) + _TIMER_SLACK
-    await fabric.timers.schedule(timer_name(fabric, write.subject), at)
+async def _catch_up(fabric: Fabric, writes: Sequence[Write], first: int | None) -> None:
+    """If storing took so long that a timer may have fired before there was anything to end: set them all once more."""
+    now = fabric.log.now()
+    if first is None or now < first - _DOUBT:
+        return
+    try:
+        for write in writes:
+            if write.ttl is not None:
+                await set_timer(fabric, write.subject, timer_moment(now, write.ttl))
+    except AgentFieldError as error:
+        logger.warning("the values are stored, but the timers of %d keys are late: %s", len(writes), error)
 
 
-def timer_name(fabric: Fabric, subject: str) -> str:
-    """The timer of a key: ``key.<scope>.<id>.<tokens>``."""
-    return f"key.{subject.removeprefix(f'{fabric.subjects.namespace}.memory.')}"
+def timer_moment(now: int, ttl: float) -> int:
+    """When to ask whether a value written now with this ttl (seconds) should go; all in nanoseconds.
+
+    Such moments lie on a grid whose step grows with the ttl: however often a key is written, it has at most some 130
+    timers. A short ttl's is late by up to a 64th of it; a long one's is early, and the worker then asks again at the
+    very time.
+    """
+    span = round(ttl * 1_000_000_000)
+    if span < _SHORT:
+        step = 1 << max(20, (span // 64).bit_length() - 1)
+        return ((now + span + _TIMER_SLACK) // step + 1) * step
+    step = 1 << ((span // 8).bit_length() - 1)
+    return (now + span) // step * step
+
+
+async def set_timer(fabric: Fabric, subject: str, at: int) -> None:
+    """Have a worker look at ``at`` whether the key's value should go.
+
+    The moment is part of the timer's name, ``key.<scope>.<id>.<tokens>.<moment>``, and so nobody can move it: neither
+    a write that fails afterwards, nor one that races with this one and is stored before it.
+    """
+    await fabric.timers.schedule(f"key.{subject.removeprefix(_prefix(fabric))}.{at}", at)
+
+
+def timed_subject(fabric: Fabric, name: str) -> str:
+    """The subject of the key that a timer's name, without ``key.``, is about."""
+    return _prefix(fabric) + name.rpartition(".")[0]
+
+
+def _prefix(fabric: Fabric) -> str:
+    return f"{fabric.subjects.namespace}.memory."

@@ -432,7 +432,7 @@ async def test_everything_connects_when_it_is_first_used(make: MakeAgent) -> Non
 async def test_first_uses_at_the_same_time_share_one_connection(make: MakeAgent) -> None:
     app = make("app")
     await asyncio.gather(*(app.memory.set(f"key_{number}", number) for number in range(20)))
-    assert len({id(await app._handle.fabric()) for _ in range(3)}) == 1
+    assert len({id(await app._presence.handle.fabric()) for _ in range(3)}) == 1
     await app.aclose()
 
 
@@ -444,7 +444,7 @@ def test_a_second_event_loop_gets_a_connection_of_its_own_without_complaint(make
         return await app.memory.get("value")
 
     assert [asyncio.run(script(value)) for value in (1, 2)] == [1, 2]
-    assert not app._handle._links or all(loop.is_closed() for loop in app._handle._links)
+    assert not app._presence.handle._links or all(loop.is_closed() for loop in app._presence.handle._links)
 
 
 async def test_a_closed_agent_says_so(make: MakeAgent) -> None:
@@ -466,7 +466,7 @@ async def test_an_agent_serves_once_at_a_time(make: MakeAgent) -> None:
     async with app:
         with pytest.raises(InvalidInputError, match="serves already"):
             await app.__aenter__()
-        assert [info.name for info in await find_all((await app._handle.fabric()).connection)] == ["app"]
+        assert [info.name for info in await find_all((await app._presence.handle.fabric()).connection)] == ["app"]
 
 
 async def test_without_a_server_entering_fails_and_leaves_nothing(namespace: str) -> None:
@@ -526,7 +526,7 @@ async def test_a_stop_lets_what_was_begun_finish(make: MakeAgent) -> None:
 
 
 async def _gone(app: Agent, name: str) -> bool:
-    return not await find_all((await app._handle.fabric()).connection, name=name, wait=0.2)
+    return not await find_all((await app._presence.handle.fabric()).connection, name=name, wait=0.2)
 
 
 async def test_serving_several_agents_starts_and_stops_them_together(make: MakeAgent) -> None:
@@ -534,7 +534,7 @@ async def test_serving_several_agents_starts_and_stops_them_together(make: MakeA
     stop = asyncio.Event()
     serving = asyncio.create_task(serve([one, two], stop))
     async with make("watcher") as watcher:
-        connection = (await watcher._handle.fabric()).connection
+        connection = (await watcher._presence.handle.fabric()).connection
 
         async def names() -> bool:
             return {info.name for info in await find_all(connection, wait=0.2)} == {"one", "two", "watcher"}
@@ -605,6 +605,18 @@ class Processes:
         self.all.append(process)
         return process
 
+    async def serve(self, app: Agent, count: int) -> None:
+        """Return when so many of them serve; fail at once, with what it said, if one has ended by itself."""
+        connection = (await app._presence.handle.fabric()).connection
+
+        async def there() -> bool:
+            for process in self.all:
+                if process.poll():
+                    raise RuntimeError(f"a worker ended with {process.returncode}: {process.communicate()[1].decode()}")
+            return len(await find_all(connection, name="worker", wait=0.3)) == count
+
+        await eventually(there, within=20, what=f"{count} workers")
+
     def end(self) -> None:
         for process in self.all:
             process.kill()
@@ -618,19 +630,10 @@ def workers(tmp_path: Path, server: NatsServer, namespace: str) -> Iterator[Proc
     processes.end()
 
 
-async def _instances(app: Agent, count: int) -> None:
-    connection = (await app._handle.fabric()).connection
-
-    async def there() -> bool:
-        return len(await find_all(connection, name="worker", wait=0.3)) == count
-
-    await eventually(there, within=20, what=f"{count} workers")
-
-
 async def test_two_processes_of_one_name_share_the_calls(make: MakeAgent, workers: Processes) -> None:
     pids = {workers.start().pid, workers.start().pid}
     async with make("caller") as app:
-        await _instances(app, 2)
+        await workers.serve(app, 2)
         answers = await asyncio.gather(*(app.call("worker.who") for _ in range(100)))
     assert set(answers) == pids
 
@@ -638,7 +641,7 @@ async def test_two_processes_of_one_name_share_the_calls(make: MakeAgent, worker
 async def test_a_callee_that_is_killed_in_mid_call_is_noticed(make: MakeAgent, workers: Processes) -> None:
     process = workers.start()
     async with make("caller") as app:
-        await _instances(app, 1)
+        await workers.serve(app, 1)
         pending = asyncio.create_task(app.call("worker.sleep", seconds=300))
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(asyncio.shield(pending), 0.5)
@@ -668,14 +671,14 @@ async def test_a_signal_lets_calls_finish_and_the_process_end_well(
                 await app.call("worker.sleep", seconds=0.01)
                 done += 1
 
-        await _instances(app, 1)
+        await workers.serve(app, 1)
         async with asyncio.TaskGroup() as tasks:
             for _ in range(20):
                 tasks.create_task(load())
             long = tasks.create_task(app.call("worker.sleep", seconds=1.0))
             await eventually(lambda: done > 50)
             workers.start()
-            await _instances(app, 2)
+            await workers.serve(app, 2)
             old.send_signal(number)
             _, errors = await asyncio.to_thread(old.communicate, None, 20)
             goal = done + 100
@@ -688,7 +691,7 @@ async def test_a_signal_lets_calls_finish_and_the_process_end_well(
 async def test_a_second_signal_ends_the_process_at_once(make: MakeAgent, workers: Processes) -> None:
     process = workers.start()
     async with make("caller") as app:
-        await _instances(app, 1)
+        await workers.serve(app, 1)
         pending = asyncio.create_task(app.call("worker.block", seconds=300))
         await eventually(lambda: _busy(app))
         process.send_signal(signal.SIGINT)
@@ -701,5 +704,5 @@ async def test_a_second_signal_ends_the_process_at_once(make: MakeAgent, workers
 
 
 async def _busy(app: Agent) -> bool:
-    calls = (await app._handle.link()).calls
+    calls = (await app._presence.handle.link()).calls
     return any(pending.accepted for pending in calls._pending.values())

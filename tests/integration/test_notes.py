@@ -155,12 +155,12 @@ async def test_notes_made_while_the_server_is_away_are_stored_when_it_is_back(
 ) -> None:
     async with Agent("app", nats_url=fresh_server.url, namespace=namespace) as app:
         app.note("before")
-        await eventually(lambda: app._notes.delivered == 1)
+        await eventually(lambda: app._presence.notes.delivered == 1)
         await fresh_server.kill()
         for number in range(100):
             app.note(str(number))
         await fresh_server.start()
-        await eventually(lambda: app._notes.delivered == 101, within=30)
+        await eventually(lambda: app._presence.notes.delivered == 101, within=30)
     texts = [note.body["text"] for note in await stored(fresh_server, namespace, "app")]
     assert sorted(texts) == sorted(["before", *map(str, range(100))])
     assert not warnings_of(caplog)
@@ -174,11 +174,11 @@ async def test_what_cannot_be_stored_before_the_end_is_logged_with_its_text(
     await fresh_server.kill()
     for number in range(3):
         app.note(f"lost {number}")
-    await app._notes.aclose(0.2)
+    await app._presence.notes.aclose(0.2)
     await app.aclose()
     app.note("too late")
     assert [text.rpartition(": ")[2] for text in warnings_of(caplog)] == ["lost 0", "lost 1", "lost 2", "too late"]
-    assert app._notes.lost == 4
+    assert app._presence.notes.lost == 4
 
 
 async def test_more_notes_than_can_wait_are_logged_with_their_text(caplog: pytest.LogCaptureFixture) -> None:
@@ -211,7 +211,7 @@ async def test_a_note_never_blocks(make: MakeAgent) -> None:
     for number in range(1_000):
         app.note(str(number))
     assert time.monotonic() - began < 1
-    await app._notes.aclose(0.05)
+    await app._presence.notes.aclose(0.05)
     await app.aclose()
 
 

@@ -1,5 +1,6 @@
 """Events as the log takes them, for tests below the level of keys and values."""
 
+import asyncio
 from collections.abc import Sequence
 
 from agentfield.codec import encode_event
@@ -20,8 +21,11 @@ async def write(fabric: Fabric, tokens: str, payload: bytes = b"1", *, event_id:
 
 async def write_many(fabric: Fabric, tokens: Sequence[str], payload: bytes = b"1") -> int:
     """Store one event for each, in order, as fast as the server takes them; return the last sequence."""
-    for each in tokens[:-1]:
+    await fabric.connection.wait_connected(20)
+    for number, each in enumerate(tokens[:-1]):
         await fabric.connection.publish(subject(fabric, each), payload, headers())
+        if number % 100 == 0:
+            await asyncio.sleep(0)  # publishing alone never gives way
     return await write(fabric, tokens[-1], payload)  # stored after all the others
 
 

@@ -70,9 +70,7 @@ async def start(name: str, *arguments: object, environment: dict[str, str] | Non
 
 
 @asynccontextmanager
-async def program(
-    name: str, *arguments: object, environment: dict[str, str] | None = None
-) -> AsyncIterator[Program]:
+async def program(name: str, *arguments: object, environment: dict[str, str] | None = None) -> AsyncIterator[Program]:
     """A program that is ready; killed at the end of the block if it still runs."""
     running = await start(name, *arguments, environment=environment)
     try:

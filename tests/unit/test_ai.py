@@ -105,8 +105,8 @@ async def test_no_model_is_one_sentence_that_says_how_to_configure_one() -> None
 
 async def test_the_environment_can_name_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AGENTFIELD_AI_MODEL", "openai/some-model")
-    assert Agent("a")._ai.name == "openai/some-model"
-    assert Agent("a", ai="openai/another")._ai.name == "openai/another"
+    assert Agent("a")._presence.ai.name == "openai/some-model"
+    assert Agent("a", ai="openai/another")._presence.ai.name == "openai/another"
 
 
 async def test_the_environment_can_name_a_callable_of_ones_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,15 +1,17 @@
-"""The faster header parser gives what nats-py's own gives, and nats-py still calls it."""
+"""What the client replaces of nats-py gives what nats-py's own gives, and nats-py still calls it."""
 
 import inspect
 
 import nats.aio.client
+import nats.aio.subscription
 import nats.protocol.parser
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from nats.aio.client import Client as StockClient
 
-from agentfield.fabric.client import Client, parse_headers
+from agentfield.fabric.client import Client, parse_headers, publication
+from agentfield.fabric.parser import Parser
 
 TOKEN = st.text("!#$%&'*+-.^_`|~0123456789aAzZ", min_size=1, max_size=12)
 BLANKS = st.text(" \t\x0b\x0c", max_size=2)
@@ -83,11 +85,59 @@ def test_an_empty_block_is_no_headers() -> None:
     assert parse_headers(block("", [])) is None
 
 
-@pytest.mark.parametrize("hook", ["_process_headers", "_process_pong"])
+NAME = st.one_of(st.sampled_from(["Nats-Msg-Id", "Agentfield-Event", "KV-Operation"]), TOKEN)
+sent_headers = st.one_of(st.none(), st.dictionaries(NAME, st.one_of(TEXT, st.text(max_size=12), BLANKS), max_size=4))
+
+
+class _Outbox(StockClient):
+    """A nats-py client that only takes note of the commands it would send."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.commands: list[bytes] = []
+
+    async def _send_command(self, cmd: bytes, priority: bool = False) -> None:
+        self.commands.append(bytes(cmd))
+
+
+@given(TOKEN, st.one_of(st.just(""), TOKEN), st.binary(max_size=20), sent_headers)
+@example("a.b", "", b"x", {"Nats-Msg-Id": " 1\r\n2\n", "KV-Operation": "DEL"})
+@example("a.b", "r", b"", {"Agentfield-Event": '{"v":1,"agent":"Zoë"}'})
+@example("a.b", "r", b"", {})
+def test_a_message_is_sent_as_nats_py_sends_it(
+    subject: str, reply: str, payload: bytes, headers: dict[str, str] | None
+) -> None:
+    command = publication(subject, reply, payload, headers)
+    if command is not None:
+        outbox = _Outbox()
+        sending = outbox._send_publish(subject, reply, payload, len(payload), headers)
+        with pytest.raises(StopIteration):  # it never waits for anything, so it needs no loop
+            sending.send(None)
+        assert [command] == outbox.commands
+
+
+@pytest.mark.parametrize("headers", [{"Nats-Msg-Id": "a\r\nb"}, {"Nats-Msg-Id": "a\nb"}, {"of mine": "1"}])
+def test_headers_that_need_mending_or_refusing_are_left_to_nats_py(headers: dict[str, str]) -> None:
+    assert publication("a", "", b"", headers) is None
+
+
+@pytest.mark.parametrize(("subject", "reply"), [("", ""), ("a b", ""), ("a\r\nPING", ""), ("a", "b c"), ("a", " b")])
+def test_subjects_that_nats_py_refuses_are_left_to_it(subject: str, reply: str) -> None:
+    assert publication(subject, reply, b"", None) is None
+
+
+@pytest.mark.parametrize("hook", ["_process_headers", "_process_pong", "publish", "_remove_sub"])
 def test_nats_py_still_has_the_methods_that_the_client_replaces(hook: str) -> None:
     replaced, ours = getattr(StockClient, hook), getattr(Client, hook)
     assert ours is not replaced
     assert list(inspect.signature(ours).parameters) == list(inspect.signature(replaced).parameters)
-    assert f"self.{hook}(" in inspect.getsource(nats.aio.client) or f"nc.{hook}(" in inspect.getsource(
-        nats.protocol.parser
-    )
+    callers = (nats.aio.client, nats.aio.subscription, nats.protocol.parser)
+    assert any(f".{hook}(" in inspect.getsource(caller) for caller in callers)
+
+
+def test_nats_py_still_parses_with_the_parser_that_the_client_replaces() -> None:
+    source = inspect.getsource(nats.aio.client)
+    assert "self._ps.parse(" in source
+    assert "self._ps.reset()" in source
+    assert type(StockClient()._ps) is nats.protocol.parser.Parser
+    assert type(Client()._ps) is Parser

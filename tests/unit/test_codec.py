@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from agentfield import codec
 from agentfield.codec import (
@@ -14,15 +15,22 @@ from agentfield.codec import (
     OPERATION,
     Record,
     check_ttl,
+    decode_data,
     decode_entry,
     decode_event,
+    decode_outline,
     encode_event,
     encode_value,
     expires_at_ns,
     is_delete,
+    needed_to_decode,
+    refer,
+    reference_of,
 )
 from agentfield.errors import DecodeError, InvalidInputError
 from agentfield.event import Event, Writer
+from agentfield.reference import Reference, digest_text
+from agentfield.schema import Schemas, Stamp, schema_of
 from agentfield.scope import GLOBAL, Scope
 from agentfield.subject import Subjects
 from tests.unit.strategies import keys, scope_ids
@@ -168,6 +176,11 @@ def test_header_fields_that_are_not_known_are_ignored() -> None:
         (record(header(ttl="soon")), "ttl 'soon' is not a number"),
         (record(header(ttl=0)), "ttl 0 is not above 0"),
         (record(header(ttl=1e300)), "is not above 0 and at most"),
+        (record(header(object={"name": "a"})), "names its object wrongly"),
+        (record(header(object=True)), "names its object wrongly"),
+        (record(header(schema=7, schema_version=1)), "names its schema wrongly: 7"),
+        (record(header(schema="Mood")), "names its schema wrongly: 'Mood', version None"),
+        (record(header(schema="Mood", schema_version=0)), "names its schema wrongly: 'Mood', version 0"),
         (record(header(), b""), "payload b'' is not JSON"),
         (record(header(), b"degraded"), "payload b'degraded' is not JSON"),
         (record(header(), subject="agentfield.memory.team.x.a"), "scope 'team' is unknown"),
@@ -208,7 +221,7 @@ def test_no_message_whatever_raises_anything_but_a_decode_error(headers: dict[st
 
 packed_json = st.fixed_dictionaries(
     {"v": st.sampled_from([1, 1, 1, 2, True, None])},
-    optional=dict.fromkeys(("type", "agent", "trace", "reason", "ttl"), json_values),
+    optional=dict.fromkeys(("type", "agent", "trace", "reason", "ttl", "object", "schema"), json_values),
 )
 
 
@@ -234,6 +247,100 @@ def test_a_ttl_that_is_no_time_to_live_is_refused_with_the_remedy(ttl: Any) -> N
 def test_a_ttl_is_a_number_of_seconds() -> None:
     assert (check_ttl(5), check_ttl(0.25), check_ttl(MAX_TTL)) == (5.0, 0.25, MAX_TTL)
     assert decode_event(record(header(ttl=5)), SUBJECTS).expires_at == AT + timedelta(seconds=5)
+
+
+# -- values in objects ------------------------------------------------------------------------------------------------
+
+REFERENCE = Reference("01a2", digest_text(bytes(32)), 300_000)
+
+
+def large(event_id: str = "id1") -> Record:
+    headers = refer(encode_event(event_id=event_id, operation="set", writer=WRITER, ttl=5), REFERENCE)
+    return record(headers, REFERENCE.payload("agentfield-objects"))
+
+
+def test_a_reference_joins_what_the_header_says_already() -> None:
+    stored = large()
+    assert reference_of(stored) == REFERENCE
+    assert decode_outline(stored, SUBJECTS).writer == WRITER
+    assert expires_at_ns(stored) is not None
+    assert stored.headers[EVENT_HEADER].isascii()
+
+
+def test_what_is_no_reference_is_taken_as_the_value_it_is() -> None:
+    lookalike = record(header(agent='say "object" twice'), REFERENCE.payload("agentfield-objects"))
+    assert reference_of(lookalike) is None
+    assert decode_event(lookalike, SUBJECTS).data["object"] == "01a2"
+
+
+def test_a_value_that_was_not_fetched_is_never_replaced_by_its_reference() -> None:
+    for decode in (decode_event, decode_entry):
+        with pytest.raises(DecodeError, match="the value is the object 01a2, which was not fetched"):
+            decode(large(), SUBJECTS)
+    with pytest.raises(DecodeError, match="was not fetched"):
+        decode_event(record(header()), SUBJECTS, large())
+
+
+def test_once_fetched_it_is_the_value() -> None:
+    whole = large()._replace(content=bytearray(b'"much"'))
+    assert decode_event(whole, SUBJECTS, whole).data == decode_event(whole, SUBJECTS, whole).previous_data == "much"
+    assert decode_entry(whole, SUBJECTS).value == "much"
+
+
+def test_an_outline_needs_no_value() -> None:
+    outline = decode_outline(large(), SUBJECTS)
+    assert (outline.key, outline.revision, outline.id, outline.data) == ("system_status", 7, "id1", None)
+    assert decode_outline(record(header(), b"not JSON"), SUBJECTS).data is None
+
+
+# -- values under schemas ---------------------------------------------------------------------------------------------
+
+
+class Status(BaseModel):
+    level: int
+
+
+def statuses(version: int = 2) -> Schemas:
+    schemas = Schemas()
+    steps = {step: lambda data: {"level": data["level"] + 1} for step in range(1, version)}
+    schemas.bind(schema_of("*_status", Status, name=None, version=version, upcast=steps))
+    return schemas
+
+
+def test_an_event_names_its_schema_and_holds_its_model() -> None:
+    headers = encode_event(event_id="id1", operation="set", writer=WRITER, stamp=Stamp("Status", 2))
+    assert json.loads(headers[EVENT_HEADER])["schema"] == "Status"
+    stored = record(headers, b'{"level":3}')
+    event, entry = (
+        decode_event(stored, SUBJECTS, schemas=statuses()),
+        decode_entry(stored, SUBJECTS, schemas=statuses()),
+    )
+    assert event.data == entry.value == Status(level=3)
+    assert (event.schema_name, event.schema_version) == (entry.schema_name, entry.schema_version) == ("Status", 2)
+    assert decode_event(stored, SUBJECTS).data == {"level": 3}
+    assert event.model_dump(mode="json")["data"] == {"level": 3}
+
+
+def test_what_a_key_held_before_is_lifted_by_what_its_own_event_says() -> None:
+    old = record(encode_event(event_id="id0", operation="set", writer=WRITER, stamp=Stamp("Status", 1)), b'{"level":1}')
+    new = record(encode_event(event_id="id1", operation="set", writer=WRITER, stamp=Stamp("Status", 2)), b'{"level":1}')
+    event = decode_event(new, SUBJECTS, old, schemas=statuses())
+    assert (event.data, event.previous_data) == (Status(level=1), Status(level=2))
+
+
+def test_data_that_does_not_fit_its_schema_is_a_decode_error_of_that_event() -> None:
+    for headers, payload in ((header(), b'{"level":"?"}'), (header(schema="Status", schema_version=3), b"{}")):
+        with pytest.raises(DecodeError, match="Status") as caught:
+            decode_data(record(headers, payload), SUBJECTS, statuses())
+        assert (caught.value.subject, caught.value.revision) == (SUBJECT, 7)
+
+
+def test_the_headers_a_value_needs_are_kept_and_no_others() -> None:
+    assert needed_to_decode(record(header())) is None
+    assert needed_to_decode(large()) == {EVENT_HEADER: large().headers[EVENT_HEADER]}
+    stamped = record(header(schema="Status", schema_version=1), b'{"level":1}')
+    kept = stamped._replace(headers=needed_to_decode(stamped) or {})
+    assert decode_data(kept, SUBJECTS, statuses()) == Status(level=2)
 
 
 def test_everything_codec_offers_exists() -> None:

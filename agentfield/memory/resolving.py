@@ -1,0 +1,69 @@
+"""Resolving: from what the log holds to what users see. Every read goes through here.
+
+Owns: fetching values that lie in objects before a record is decoded, and applying the schemas of the memory that reads.
+Must not know: how objects are stored, how records are found. Invariant: a value is given whole and as its key's schema
+has it, or there is an error that says what is wrong with which event; never None in its place.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from agentfield.codec import Record, decode_data, decode_entry, decode_event, reference_of, validate_as
+from agentfield.errors import DecodeError
+from agentfield.event import Entry, Event
+from agentfield.fabric.fabric import Fabric
+from agentfield.fabric.objects import CorruptObject, MissingObject
+from agentfield.schema import Schemas
+
+
+class Resolver:
+    """Gives the values, entries and events of records. Cheap to make: one for each operation will do.
+
+    Every method raises :class:`DecodeError` (the record is not agentfield's, its object is missing or damaged, or the
+    value does not fit its schema), :class:`UnavailableError` (its object cannot be read now), and
+    :class:`InvalidInputError` if several schemas are bound to its key.
+    """
+
+    __slots__ = ("_fabric", "_schemas")
+
+    def __init__(self, fabric: Fabric, schemas: Schemas | None = None) -> None:
+        self._fabric = fabric
+        self._schemas = schemas
+
+    async def value(self, record: Record, as_type: type[Any] | None = None) -> Any:
+        """The value a record sets; with ``as_type``, validated into that type instead of the one its schema says."""
+        if reference_of(record) is not None:
+            record = await self._whole(record)
+        subjects, schemas = self._fabric.subjects, self._schemas
+        if as_type is None:
+            return decode_data(record, subjects, schemas)
+        if schemas:
+            schema = schemas.of(subjects.parse(record.subject)[1])
+            if schema is not None and schema.model is as_type:
+                return decode_data(record, subjects, schemas)
+        return validate_as(decode_data(record, subjects), as_type)
+
+    async def entry(self, record: Record) -> Entry:
+        """The entry of a record that sets a value."""
+        return decode_entry(await self._whole(record), self._fabric.subjects, schemas=self._schemas)
+
+    async def event(self, record: Record, previous: Record | None = None) -> Event:
+        """The event of a record, given the one before it of the same key."""
+        if reference_of(record) is not None:
+            record = await self._whole(record)
+        if previous is not None and reference_of(previous) is not None:
+            previous = await self._whole(previous)
+        return decode_event(record, self._fabric.subjects, previous, schemas=self._schemas)
+
+    async def _whole(self, record: Record) -> Record:
+        """The record with the value's JSON in it, wherever that lies."""
+        reference = reference_of(record)
+        if reference is None:
+            return record
+        try:
+            return record._replace(content=await self._fabric.objects.get(reference))
+        except (MissingObject, CorruptObject) as fault:
+            raise DecodeError(
+                f"the value of this event cannot be read: {fault}", subject=record.subject, revision=record.sequence
+            ) from None
