@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         UnavailableError,
     )
     from agentfield.event import Entry, Event, Writer
-    from agentfield.memory import Memory, connect
+    from agentfield.memory import CaughtUp, Lock, Memory, Transaction, connect
     from agentfield.scope import Scope
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "Agent",
     "AgentFieldError",
     "AgentUnavailableError",
+    "CaughtUp",
     "ClosedError",
     "ConflictError",
     "DecodeError",
@@ -47,6 +48,7 @@ __all__ = [
     "HistoryTruncatedError",
     "IncompatibleServerError",
     "InvalidInputError",
+    "Lock",
     "LockLostError",
     "Memory",
     "NotFoundError",
@@ -54,6 +56,7 @@ __all__ = [
     "ProjectionError",
     "RemoteError",
     "Scope",
+    "Transaction",
     "UnavailableError",
     "Writer",
     "__version__",
@@ -67,6 +70,7 @@ _HOME = {
     "Agent": "agentfield.agent",
     "AgentFieldError": "agentfield.errors",
     "AgentUnavailableError": "agentfield.errors",
+    "CaughtUp": "agentfield.memory",
     "ClosedError": "agentfield.errors",
     "ConflictError": "agentfield.errors",
     "DecodeError": "agentfield.errors",
@@ -75,6 +79,7 @@ _HOME = {
     "HistoryTruncatedError": "agentfield.errors",
     "IncompatibleServerError": "agentfield.errors",
     "InvalidInputError": "agentfield.errors",
+    "Lock": "agentfield.memory",
     "LockLostError": "agentfield.errors",
     "Memory": "agentfield.memory",
     "NotFoundError": "agentfield.errors",
@@ -82,6 +87,7 @@ _HOME = {
     "ProjectionError": "agentfield.errors",
     "RemoteError": "agentfield.errors",
     "Scope": "agentfield.scope",
+    "Transaction": "agentfield.memory",
     "UnavailableError": "agentfield.errors",
     "Writer": "agentfield.event",
     "connect": "agentfield.memory",

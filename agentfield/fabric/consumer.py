@@ -227,7 +227,7 @@ class PinnedConsumer:
         self._running.discard(sequence)
         if not self._running:
             self._idle.set()
-        if not self._known_as_handled(sequence):
+        if not self.is_handled(sequence):
             self._handled_above.add(sequence)
         slot = self._slots.pop(sequence, None)
         if slot is None:
@@ -258,7 +258,8 @@ class PinnedConsumer:
 
     def is_handled(self, sequence: int) -> bool:
         """Whether the event is known to have been handled, by whichever instance, or came before the beginning."""
-        return self._known_as_handled(sequence)
+        floor = self._handled_floor
+        return (floor is not None and sequence <= floor) or sequence in self._handled_above
 
     async def learn_floor(self) -> None:
         """Ask the server how far the consumer has come: what another instance handles is known only from there.
@@ -269,10 +270,6 @@ class PinnedConsumer:
             await self._info()
         except Fault as fault:
             raise error_of(fault, f"asking for the state of the consumer {self._spec.name}") from None
-
-    def _known_as_handled(self, sequence: int) -> bool:
-        floor = self._handled_floor
-        return (floor is not None and sequence <= floor) or sequence in self._handled_above
 
     async def still_ours(self, sequence: int) -> bool:
         """Whether an event handed out earlier is still this instance's to handle; waits while that is uncertain.
@@ -513,7 +510,7 @@ class PinnedConsumer:
         self._window.append(slot)
         self._outstanding += 1
         self._outstanding_bytes += slot.size
-        self._emit(Received(delivery.record, self._known_as_handled(sequence)))
+        self._emit(Received(delivery.record, self.is_handled(sequence)))
 
     def _accept_again(self, sequence: int, reply: str) -> None:
         """What we have already came again: somebody reset the consumer. From now on only its new replies count."""

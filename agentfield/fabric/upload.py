@@ -33,6 +33,8 @@ ATTEMPT = 10.0
 """Seconds that one chunk may take before it is sent again: longer than a leader change, since it may be a slow line."""
 _ROOM = 4096
 """Bytes of a message kept free for its headers."""
+_SMALLEST = 1024
+"""Bytes of content in one message on a server that takes only very small ones."""
 _ROLLUP = MappingProxyType({"Nats-Rollup": "sub"})
 _NO_TIME = "0001-01-01T00:00:00Z"  # readers take an object's time from its message
 _DOING = "storing a large value (nothing was written)"
@@ -70,7 +72,7 @@ class Upload:
         Raises :class:`OutOfOrderFault`, :class:`UnavailableError` (no answer to one message within the timeout), and
         what the server's refusals mean. What was stored by then stays, incomplete.
         """
-        size = min(CHUNK, self._connection.max_payload - _ROOM)
+        size = max(_SMALLEST, min(CHUNK, self._connection.max_payload - _ROOM))
         info: dict[str, Any] = {
             "name": self._name,
             "description": description,

@@ -1,7 +1,10 @@
 """Memory: the part users call."""
 
+from agentfield.memory import merges
 from agentfield.memory.connecting import connect
+from agentfield.memory.lock import Lock
 from agentfield.memory.memory import Memory
+from agentfield.memory.transaction import Transaction
 from agentfield.memory.watch import CaughtUp
 
-__all__ = ["CaughtUp", "Memory", "connect"]
+__all__ = ["CaughtUp", "Lock", "Memory", "Transaction", "connect", "merges"]

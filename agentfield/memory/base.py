@@ -39,7 +39,7 @@ class Base:
         self._actor_id = actor_id
         self._lifetimes = lifetimes or Lifetimes()
         self._bound: AnyScope | None = None
-        self._placed: tuple[Execution | None, Place] | None = None
+        self._last_here: tuple[Execution | None, tuple[Place, Seen]] | None = None
         self._outside = Seen() if seen is None else seen
         self._near = NearCaches()
         self.registrations: list[Registration] = []
@@ -91,18 +91,26 @@ class Base:
     @property
     def seen(self) -> Seen:
         """How far the running execution has seen the log; outside any, how far this memory has."""
-        running = execution.current.get()
-        return self._outside if running is None else running.seen
+        return self._here()[1]
 
     def _resolver(self, fabric: Fabric) -> Resolver:
         return Resolver(fabric, self.schemas)
 
     def _place(self) -> Place:
+        return self._here()[0]
+
+    def _here(self) -> tuple[Place, Seen]:
+        """Where the running execution is, and what it has seen; remembered for the next time."""
         running = execution.current.get()
-        if self._placed is None or self._placed[0] is not running:
-            workflow, session = (None, None) if running is None else (running.workflow_id, running.session_id)
-            self._placed = running, Place(workflow, session, self._actor_id, self._bound)
-        return self._placed[1]
+        last = self._last_here
+        if last is not None and last[0] is running:
+            return last[1]
+        if running is None:
+            here = Place(None, None, self._actor_id, self._bound), self._outside
+        else:
+            here = Place(running.workflow_id, running.session_id, self._actor_id, self._bound), running.seen
+        self._last_here = running, here
+        return here
 
     def _writer(self) -> Writer:
         running = execution.current.get()

@@ -24,6 +24,8 @@ logger = logging.getLogger("agentfield.cache")
 
 MAX_KEYS = 50_000
 MAX_BYTES = 64 * 1024 * 1024
+_MAX_ANSWERS = 8192
+"""Answers that are remembered; forgetting them costs a microsecond each."""
 _OVERHEAD = 700
 """Bytes a kept record costs beyond its subject and payload, headers included: measured, rounded up."""
 
@@ -48,7 +50,7 @@ class NearCache:
         self._max_keys = max_keys
         self._max_bytes = max_bytes
         self._records: OrderedDict[str, Record | None] = OrderedDict()
-        self._plain: dict[str, tuple[int, bytes]] = {}
+        self._answers: dict[tuple[str, ...], tuple[int, bytes]] = {}
         self._crowded = False
         self._loading: dict[str, int] = {}
         self._arrived: dict[str, Record] = {}
@@ -82,7 +84,7 @@ class NearCache:
         if reader is not None:
             await reader.aclose()
         self._records.clear()
-        self._plain.clear()
+        self._answers.clear()
         self._bytes = 0
 
     @property
@@ -92,28 +94,43 @@ class NearCache:
         age = asyncio.get_running_loop().time() - max(self._heard, heard)
         return Freshness(self.position, age, len(self._records), self._bytes)
 
-    def glance(self, subjects: Sequence[str], seen: Seen) -> bytes | None:
+    def glance(self, subjects: tuple[str, ...], seen: Seen) -> bytes | None:
         """The JSON of the first of these subjects that has a value, empty if none has; it counts as seen then.
 
         None if it is not that simple: something is not here, or expires, or lies elsewhere, or may be behind what the
-        reader has seen, or this is another loop than the cache's. Never waits.
+        reader has seen, or this is another loop than the cache's. Never waits, and remembers its answers for as long as
+        nothing that is kept changes.
         """
         if self.position < seen.revision or self._follower is None or self._loop is not asyncio.get_running_loop():
             return None
-        plain = self._plain
-        content = b""
-        for subject in subjects:
-            found = plain.get(subject)
-            if found is None:
-                return None
-            sequence, content = found
-            if sequence > seen.revision:
-                seen.revision = sequence
-            if content:
-                break
+        answer = self._answers.get(subjects) or self._answer(subjects)
+        if answer is None:
+            return None
+        revision, content = answer
+        if revision > seen.revision:
+            seen.revision = revision
         if self._crowded:
             self._use(subjects)
         return content
+
+    def _answer(self, subjects: tuple[str, ...]) -> tuple[int, bytes] | None:
+        revision, content = 0, b""
+        for subject in subjects:
+            if subject not in self._records:
+                return None
+            record = self._records[subject]
+            plain = plain_content(record)
+            if plain is None:
+                return None
+            if record is not None:
+                revision = max(revision, record.sequence)
+            if plain:
+                content = plain
+                break
+        if len(self._answers) >= _MAX_ANSWERS:
+            self._answers.clear()
+        self._answers[subjects] = revision, content
+        return revision, content
 
     def peek(self, subjects: Sequence[str], seen: int) -> list[Record | None] | None:
         """The last records, if all are here and nothing the reader has seen is missing; else None. Never waits."""
@@ -182,14 +199,9 @@ class NearCache:
             self._bytes -= _weight(subject, self._records.pop(subject))
         self._records[subject] = record
         self._bytes += _weight(subject, record)
-        content = plain_content(record)
-        if content is None:
-            self._plain.pop(subject, None)
-        else:
-            self._plain[subject] = (0 if record is None else record.sequence, content)
+        self._answers.clear()
         while len(self._records) > self._max_keys or self._bytes > self._max_bytes:
             evicted, old = self._records.popitem(last=False)
-            self._plain.pop(evicted, None)
             self._bytes -= _weight(evicted, old)
         self._crowded = len(self._records) > self._max_keys // 2 or self._bytes > self._max_bytes // 2
 
@@ -199,28 +211,24 @@ class NearCaches:
 
     def __init__(self) -> None:
         self._fabric: Fabric | None = None
-        self._cache: NearCache | None = None
-        self._starting: asyncio.Lock | None = None
-
-    @property
-    def current(self) -> NearCache | None:
+        self.current: NearCache | None = None
         """The cache in use, running or not."""
-        return self._cache
+        self._starting: asyncio.Lock | None = None
 
     def ready(self, fabric: Fabric) -> NearCache | None:
         """The cache of this fabric if it is running."""
-        return self._cache if self._fabric is fabric else None
+        return self.current if self._fabric is fabric else None
 
     async def of(self, fabric: Fabric) -> NearCache:
         """The cache of this fabric, started if need be. Raises :class:`UnavailableError`."""
         if self._fabric is not fabric or self._starting is None:
-            self._fabric, self._cache, self._starting = fabric, None, asyncio.Lock()
+            self._fabric, self.current, self._starting = fabric, None, asyncio.Lock()
         async with self._starting:
-            if self._cache is None:
+            if self.current is None:
                 cache = NearCache(fabric)
                 await cache.start()
-                self._cache = cache
-            return self._cache
+                self.current = cache
+            return self.current
 
 
 def _weight(subject: str, record: Record | None) -> int:

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from agentfield.codec import OPERATION, Record, is_delete, needed_to_decode
+from agentfield.codec import EVENT_HEADER, OPERATION, Record, is_delete, needed_to_decode
 from agentfield.fabric.log import Log
 
 MAX_KEYS = 20_000
@@ -69,7 +69,7 @@ class PreviousTable:
             if self.complete and record.subject not in self._unknown:
                 return None
             found = await self._log.as_of([record.subject], record.sequence - 1)
-            return found[0] if found else None
+            return found[0] if found and _is_ours(found[0]) else None
         return previous if previous.headers is not _ELSEWHERE else await self._log.at(previous.sequence)
 
     def advance(self, record: Record) -> None:
@@ -83,6 +83,8 @@ class PreviousTable:
             self._bytes -= _weight(old)
 
     def _keep(self, record: Record) -> None:
+        if not _is_ours(record):
+            return
         self._forget(record.subject)
         headers = _DELETED if is_delete(record) else needed_to_decode(record) or _SET
         payload = record.payload
@@ -95,6 +97,11 @@ class PreviousTable:
             _, evicted = self._table.popitem(last=False)
             self._bytes -= _weight(evicted)
             self.complete = False
+
+
+def _is_ours(record: Record) -> bool:
+    """Whether agentfield wrote it: what others put into the log is nothing that a key held."""
+    return EVENT_HEADER in record.headers
 
 
 def _weight(record: Record) -> int:

@@ -178,7 +178,8 @@ class Reads(Base):
         cache = self._near.current
         if cache is None:
             return None
-        return cache.glance(read_subjects(cache.namespace, self._place(), scope, scope_id, key), self.seen)
+        place, seen = self._here()
+        return cache.glance(read_subjects(cache.namespace, place, scope, scope_id, key), seen)
 
     async def _look(self, fabric: Fabric, subjects: Sequence[str], consistency: Consistency) -> list[Record | None]:
         """The last record of each subject, as the consistency asks; what is found counts as seen from then on."""

@@ -47,8 +47,9 @@ def is_live(record: Record, now: int) -> bool:
 
 
 def plain_content(record: Record | None) -> bytes | None:
-    """The JSON of the value that a record gives its key for ever, empty if it takes it away; None where it is not so
-    simple: the value expires, lies in an object, or the record is not agentfield's.
+    """The JSON of the value that a record gives its key for ever; empty if it takes the value away, or is no record.
+
+    None where it is not so simple: the value expires, or lies in an object, or the record is not agentfield's.
     """
     if record is None or is_delete(record):
         return b""

@@ -45,6 +45,8 @@ _FIRST_RETRY = 0.2
 _LONGEST_RETRY = 30.0
 _LONGEST_TEXT = 20_000
 """Characters of an exception's text or traceback that a dead letter holds: it must never be too large to be stored."""
+_LOGGED = 500
+"""Characters of it that the log of the program shows."""
 _LANES = 500
 """Keys that may wait for a retry at once; with more, taking events pauses."""
 
@@ -362,7 +364,7 @@ class HandlerRun:
                 if attempt < self._registration.retries:
                     logger.warning(
                         "handler %s failed on %s (revision %d), try %d: %s: %s",
-                        self.name, event.key, event.revision, attempt + 1, type(error).__name__, _said(error),
+                        self.name, event.key, event.revision, attempt + 1, type(error).__name__, _said(error, _LOGGED),
                     )  # fmt: skip
                     self._failures[record.sequence] = (
                         f"failed {attempt + 1} of {self._registration.retries + 1} tries: "
@@ -415,7 +417,7 @@ class HandlerRun:
         name = self._registration.name
         logger.error(
             "handler %s gives up on %s (revision %d) after %d tries: %s: %s",
-            name, event.key, event.revision, tries, type(error).__name__, _said(error),
+            name, event.key, event.revision, tries, type(error).__name__, _said(error, _LOGGED),
         )  # fmt: skip
         letter = {
             "agent": self._agent,
@@ -445,18 +447,18 @@ class HandlerRun:
                 delay = min(_LONGEST_RETRY, delay * 2)
 
 
-def _said(error: BaseException) -> str:
+def _said(error: BaseException, most: int = _LONGEST_TEXT) -> str:
     """What an exception says, whatever it is."""
     try:
-        return _storable(str(error))
+        return _storable(str(error), most)
     except Exception:  # noqa: BLE001  # its own __str__ fails
         return f"({type(error).__name__} cannot say what it is about)"
 
 
-def _storable(text: str) -> str:
-    """The text as a dead letter can hold it: valid Unicode, and its end if it is too long, where the fault is named."""
+def _storable(text: str, most: int = _LONGEST_TEXT) -> str:
+    """The text as a dead letter can hold it: valid Unicode, and without its middle if it is too long."""
     text = text.encode("utf-8", "backslashreplace").decode()
-    return text if len(text) <= _LONGEST_TEXT else f"…{text[-_LONGEST_TEXT:]}"
+    return text if len(text) <= most else f"{text[: most // 2]} … {text[-most // 2 :]}"
 
 
 async def _kept_up(run: HandlerRun) -> None:

@@ -116,8 +116,8 @@ class Writes(Base):
         # Written to without pause: delete whatever is there, and look afterwards what that was.
         write = prepare(fabric, target, key, "delete", b"", self._writer())
         revision = await self._store(fabric, write, None)
-        before = await fabric.log.as_of([write.subject], revision - 1)
-        return bool(before) and is_live(before[0], fabric.log.now())
+        before = await fabric.log.as_of([write.subject], revision - 1) or ()
+        return any(is_live(record, fabric.log.now()) for record in before)
 
     async def update(
         self,
@@ -134,7 +134,7 @@ class Writes(Base):
         ``function`` gets the value (``default`` if there is none) and returns the new one; it may be async and take
         minutes, and it may be called several times, so it should do nothing but compute. Returns the value stored.
         Rounds pause with jitter; after 1,000 lost rounds :class:`ConflictError`. What the function raises is raised,
-        and nothing is stored. ``agentfield.merges`` has ready-made functions that commute.
+        and nothing is stored. ``agentfield.memory.merges`` has ready-made functions that commute.
         """
         target = write_scope(self._place(), scope, scope_id)
         fabric = await self._fabric()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -22,12 +23,14 @@ from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.log import Conflict
 from agentfield.memory.lifetime import Lifetimes
 from agentfield.memory.placing import Placed, give_up, is_large, place, was_condemned
+from agentfield.naming import shown
 from agentfield.reference import check_size
 from agentfield.schema import Stamp
 from agentfield.scope import Scope
 
 logger = logging.getLogger("agentfield.writing")
 
+_EVENT_ID = re.compile(r"[!-~]{1,128}")
 _TIMER_SLACK = 50_000_000
 """Nanoseconds a timer is set past the ttl, since the event's own time is a little later than the timer's."""
 _DOUBT = 10_000_000
@@ -69,6 +72,8 @@ def prepare(
     """Validate and encode. Raises :class:`InvalidInputError`."""
     if ttl is not None:
         ttl = check_ttl(ttl)
+    if event_id is not None:
+        _check_event_id(event_id)
     subject = fabric.subjects.memory(scope, key)
     headers = encode_event(
         event_id=event_id or execution.new_id(), operation=operation, writer=writer, ttl=ttl, reason=reason, stamp=stamp
@@ -78,6 +83,14 @@ def prepare(
         return Write(scope, key, subject, payload, headers, ttl, large=True)
     fabric.log.check_size(subject, payload, headers)
     return Write(scope, key, subject, payload, headers, ttl)
+
+
+def _check_event_id(event_id: object) -> None:
+    if not isinstance(event_id, str) or _EVENT_ID.fullmatch(event_id) is None:
+        raise InvalidInputError(
+            f"event_id={shown(event_id)} is not 1 to 128 printable ASCII characters without spaces: "
+            "give the one that the OutcomeUnknownError carried"
+        )
 
 
 def check_revision(revision: int | None) -> None:

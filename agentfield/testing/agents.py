@@ -16,6 +16,7 @@ from agentfield.testing.settling import PATIENCE, settled
 
 GRACE = 5.0
 """Seconds that handlers and calls get when a test is through; what takes longer hangs, as far as a test can tell."""
+_GRACE_AFTER_A_FAILURE = 0.5
 
 
 class Agents:
@@ -41,8 +42,8 @@ class Agents:
         Whatever URL, namespace and model they were made with, they are on the test's server, in the test's namespace
         (or in ``namespace``), and ask the test's fake model (or ``model``). Agents that were made at import time can so
         be run in any number of tests, one after the other. When the block begins, their handlers miss nothing and their
-        reasoners can be called. At its end they stop: what they had begun gets 5 s to finish; then they are unconnected
-        and where they were before.
+        reasoners can be called. At its end they stop: what they had begun gets 5 s to finish, after a failure half a
+        second; then they are unconnected and where they were before.
 
         Raises InvalidInputError for an agent that is served already, and what serving raises; none of them runs then.
         """
@@ -55,14 +56,16 @@ class Agents:
                         ai=self._model if model is None else model,
                     )
                 )
+            grace = _GRACE_AFTER_A_FAILURE
             try:
                 for agent in agents:
                     await agent.__aenter__()
                     self._running.append(agent)
                 yield self
+                grace = GRACE
             finally:
                 self._running = [agent for agent in self._running if agent not in agents]
-                await asyncio.gather(*(agent.aclose(grace=GRACE) for agent in agents))
+                await asyncio.gather(*(agent.aclose(grace=grace) for agent in agents))
 
     async def settled(self, *, within: float = PATIENCE) -> None:
         """Return when the handlers of all running agents have nothing left to do; see :func:`settled`."""

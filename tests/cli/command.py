@@ -111,7 +111,8 @@ class Cli:
     """Runs the script with an environment of its own."""
 
     def __init__(self, env: Mapping[str, str]) -> None:
-        self.env = {**os.environ, "PYTHONWARNINGS": "error", **env}
+        # Not unbuffered, even where this process is: whether a line is there at once is for the command to see to.
+        self.env = {**os.environ, "PYTHONUNBUFFERED": "", "PYTHONWARNINGS": "error", **env}
         self._running: list[Running] = []
 
     def __call__(

@@ -292,3 +292,10 @@ def test_a_server_that_is_away_is_one_line(cli: Cli, write: Write, tmp_path: Pat
     done = cli("run", "triage.py", "--url", "nats://127.0.0.1:1", cwd=tmp_path)
     assert done.code == 1
     assert "no NATS server answered" in done.error
+
+
+def test_what_agents_print_is_seen_at_once(cli: Cli, write: Write, run: Run) -> None:
+    write("triage.py", TRIAGE + "print('loaded')\n")
+    running = run("triage.py", agents=("triage",))
+    running.wait_line("loaded")
+    assert running.end(signal.SIGINT).out == "loaded\n"

@@ -211,7 +211,12 @@ async def test_an_update_that_is_cancelled_stores_nothing(memory: Memory) -> Non
 async def test_an_update_begins_with_the_default_where_there_is_no_value(memory: Memory) -> None:
     async def absent() -> list[Any]:
         given: list[Any] = []
-        await memory.update("key", lambda value: given.append(value) or 1, "default")  # type: ignore[func-returns-value]
+
+        def function(value: Any) -> int:
+            given.append(value)
+            return 1
+
+        await memory.update("key", function, "default")
         return given
 
     assert await absent() == ["default"]

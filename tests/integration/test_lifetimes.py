@@ -2,12 +2,14 @@
 
 import asyncio
 import base64
+import itertools
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from agentfield import Agent, Event, InvalidInputError, Memory, connect
+from agentfield.codec import is_delete
 from agentfield.execution import current
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.jetstream import api
@@ -293,15 +295,18 @@ async def test_what_something_else_put_into_a_scope_is_cleared_too(memory: Memor
 # -- what is abandoned ------------------------------------------------------------------------------------------------
 
 
-async def test_the_workflow_of_an_agent_that_was_killed_is_cleared_by_another_one(
+async def test_the_workflows_of_an_agent_that_was_killed_are_cleared_by_another_one(
     make: MakeAgent, server: NatsServer, namespace: str, memory: Memory, grace: float
 ) -> None:
-    async with program("abandoner", server.url, namespace, 1) as doomed:
+    async with program("abandoner", server.url, namespace, 30) as doomed:
+        assert len([key async for key in memory.workflow(await _one_of(memory)).keys()]) == 2
         await doomed.kill()
     killed = datetime.now(UTC)
     async with make("other"):
-        await eventually(lambda: _count(cleared(memory), 2), within=grace + 15)
-    for event in await cleared(memory):
+        await eventually(lambda: _count(cleared(memory), 60), within=grace + 15)
+    found = await cleared(memory)
+    assert len({(event.scope_id, event.key) for event in found}) == len(found) == 60
+    for event in found:
         assert (event.timestamp - killed).total_seconds() >= grace - EARLY - CLOCKS
 
 
@@ -310,22 +315,24 @@ async def test_two_thousand_abandoned_workflows_leave_nothing_but_history(
     server: NatsServer, namespace: str, memory: Memory, fabric: Fabric, open_fabric: OpenFabric
 ) -> None:
     count = 2000
-    for _ in range(2):  # an agent runs a thousand calls at once
-        async with program("abandoner", server.url, namespace, count // 2) as doomed:
-            await doomed.kill()
+    views = [memory.workflow(f"wf {number}") for number in range(count)]
+    for begin in range(0, count, 500):
+        await asyncio.gather(*(view.set("state", "working") for view in views[begin : begin + 500]))
+        await asyncio.gather(*(view.set("more", [1, 2], ttl=5) for view in views[begin : begin + 500]))
     await eventually(lambda: _has(server.url, f"{namespace}-workflow", 2 * count), within=20)
-    assert len(await fabric.timers.names("scope")) == count
-    for name in await fabric.timers.names("scope"):  # the day is over
-        await fabric.timers.schedule(name, fabric.log.now())
-    for name in await fabric.timers.names("key"):
-        await fabric.timers.schedule(name, fabric.log.now())
+    timers = sorted(await fabric.timers.names("scope"))
+    assert len(timers) == count
+    for begin in range(0, count, 500):  # a day is over
+        now = fabric.log.now()
+        await asyncio.gather(*(fabric.timers.schedule(name, now) for name in timers[begin : begin + 500]))
     async with ExpiryWorker(await open_fabric(server), Periods(workflow=0.5, session=None)):
         await eventually(lambda: _messages(fabric, 4 * count), within=30)
         await eventually(lambda: _no_timers(fabric), within=20)
     found = await events(memory)
+    assert len({(event.scope_id, event.key) for event in found if event.reason}) == 2 * count
     assert len(found) == 4 * count
-    assert sum(event.reason == "cleared" for event in found) == 2 * count
-    assert [key async for key in memory.items()] == []
+    assert {event.reason for event in found if event.key == "state"} == {None, "cleared"}
+    assert all([is_delete(record) async for record in fabric.log.current([fabric.subjects.all_memory])])
 
     async def bucket_follows() -> bool:
         return not await contents(server.url, f"{namespace}-workflow")
@@ -373,7 +380,7 @@ async def test_while_a_bucket_is_swept_values_come_and_none_is_lost(
     async with connect(server.url, namespace=namespace) as memory:
 
         async def churn(key: str) -> None:
-            for number in range(1000):
+            for number in itertools.count():
                 await memory.set(key, number)
                 if stop.is_set():
                     return
@@ -382,7 +389,14 @@ async def test_while_a_bucket_is_swept_values_come_and_none_is_lost(
         async with asyncio.TaskGroup() as tasks:
             for number in range(10):
                 tasks.create_task(churn(f"key_{number}"))
-            purged = [await sweep(fabric, "global", b"0", NOW) for _ in range(30)]
+            purged = 0
+
+            async def swept() -> bool:
+                nonlocal purged
+                purged += await sweep(fabric, "global", b"0", NOW)
+                return purged > 50
+
+            await eventually(swept, within=20)
             stop.set()
         state = {entry.key.replace("_", "."): str(entry.value).encode() async for entry in memory.items()}
         assert len(state) == 10
@@ -391,7 +405,6 @@ async def test_while_a_bucket_is_swept_values_come_and_none_is_lost(
             return await contents(server.url, f"{namespace}-global") == state
 
         await eventually(agrees)
-        assert sum(purged) > 0
 
 
 async def test_sweeps_go_on_for_ever_by_themselves(
@@ -447,6 +460,11 @@ async def _messages(fabric: Fabric, count: int) -> bool:
 
 async def _no_timers(fabric: Fabric) -> bool:
     return not await fabric.timers.names("key") and not await fabric.timers.names("scope")
+
+
+async def _one_of(memory: Memory) -> str:
+    """The id of some workflow."""
+    return (await events(memory))[0].scope_id
 
 
 async def _has(url: str, bucket: str, count: int) -> bool:

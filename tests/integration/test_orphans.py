@@ -21,7 +21,8 @@ from agentfield.memory.sweeping import SWEEP, ensure_sweeps, sweep
 from tests.support import NatsServer, eventually
 from tests.support.objects import LARGE, condemned, fabric_of, messages, names, object_of
 
-AT_ONCE = timedelta(0)
+AT_ONCE = timedelta(seconds=-10)
+"""As if it were later: the sweeper only counts time that has surely passed by the server's clock."""
 
 
 async def swept(fabric: Fabric, age: timedelta = AT_ONCE) -> int:
@@ -261,7 +262,7 @@ async def test_an_event_that_came_just_before_its_object_was_condemned_saves_it(
 
     async def while_it_is_condemned(*args: Any, **kwargs: Any) -> int:
         task = asyncio.create_task(sweeping())
-        await held.wait()
+        await asyncio.wait_for(held.wait(), 20)
         revision = await append_batch(*args, **kwargs)
         going.set()
         assert await task == 0
@@ -340,12 +341,17 @@ async def test_the_worker_of_an_agent_sweeps_the_objects_when_their_timer_fires(
     fabric = await fabric_of(memory)
     monkeypatch.setattr(sweep, "__defaults__", (timedelta(seconds=0.5),))
     await orphan(memory)
+    timer = f"{SWEEP}.{orphans.OBJECTS}"
+
+    async def started() -> bool:
+        return timer in await fabric.timers.names(SWEEP)
+
+    async def collected() -> bool:
+        return await messages(fabric) == 0
+
     async with Agent("worker", nats_url=server.url, namespace=namespace):
-        await fabric.timers.schedule(f"{SWEEP}.{orphans.OBJECTS}", fabric.log.now(), b"0")
-
-        async def collected() -> bool:
-            return await messages(fabric) == 0
-
+        await eventually(started, within=10)  # a worker that finds no timer sets one, an hour ahead
+        await fabric.timers.schedule(timer, fabric.log.now(), b"0")
         await eventually(collected, within=10)
 
 

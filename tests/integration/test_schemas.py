@@ -102,6 +102,26 @@ async def test_what_is_stored_is_the_models_plain_json_and_the_event_says_whose(
     assert (header["schema"], header["schema_version"]) == ("Sentiment", 1)
 
 
+async def test_every_way_to_write_names_the_schema(typed: Memory) -> None:
+    async def named() -> bool:
+        entry = await typed.entry(KEY)
+        assert entry is not None
+        return (entry.value, entry.schema_name, entry.schema_version) == (CALM, "Sentiment", 1)
+
+    await typed.create(KEY, CALM)
+    assert await named()
+    await typed.update(KEY, lambda value: value)
+    assert await named()
+    await typed.set_many({KEY: {"mood": "calm"}})
+    assert await named()
+    async with typed.transaction() as tx:
+        tx.set(KEY, CALM)
+    assert await named()
+    async with typed.lock("writing") as lock:
+        await typed.set(KEY, CALM, fence=lock)
+    assert await named()
+
+
 async def test_others_read_plain_data(server: NatsServer, namespace: str, typed: Memory) -> None:
     await typed.set(KEY, ANGRY)
     async with connect(server.url, namespace=namespace) as other:

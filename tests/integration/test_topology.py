@@ -55,9 +55,7 @@ async def test_the_server_holds_what_the_table_says_and_nothing_else(fabric: Fab
     assert fabric.drifts == ()
 
 
-async def test_whoever_comes_later_changes_nothing(
-    server: NatsServer, fabric: Fabric, open_fabric: OpenFabric
-) -> None:
+async def test_whoever_comes_later_changes_nothing(server: NatsServer, fabric: Fabric, open_fabric: OpenFabric) -> None:
     before = await streams(fabric.connection, fabric.topology)
     later = await open_fabric(server)
     after = await streams(later.connection, later.topology)
@@ -130,7 +128,9 @@ async def test_a_stream_of_somebody_else_over_our_subjects_is_named(server: Nats
             await provision(connection, Topology(namespace))
 
 
-async def test_without_jetstream_the_server_will_not_do(start_server: Callable[..., NatsServer], namespace: str) -> None:
+async def test_without_jetstream_the_server_will_not_do(
+    start_server: Callable[..., NatsServer], namespace: str
+) -> None:
     server = start_server(extra="accounts { plain { users: [{user: plain, password: secret}] } }\n")
     async with asyncio.timeout(10):
         with pytest.raises(IncompatibleServerError, match="JetStream"):

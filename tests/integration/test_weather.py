@@ -29,6 +29,7 @@ from agentfield import (
 from agentfield.fabric.fabric import Fabric
 from agentfield.memory import CaughtUp
 from tests.support import NatsServer, eventually
+from tests.support.load import Load
 from tests.support.ports import free_ports
 
 Operation = Callable[[Memory], Awaitable[Any]]
@@ -172,10 +173,9 @@ async def test_nobody_there_at_all_is_told_when_connecting() -> None:
 @pytest.mark.skipif("AGENTFIELD_TEST_OLD_NATS_SERVER" not in os.environ, reason="names no older nats-server")
 async def test_a_server_that_is_too_old_is_refused_by_naming_both_versions(tmp_path: Path) -> None:
     (port,) = free_ports(1)
-    server = await asyncio.create_subprocess_exec(
-        *(os.environ["AGENTFIELD_TEST_OLD_NATS_SERVER"], "-a", "127.0.0.1", "-p", str(port), "-js", "-sd", str(tmp_path)),
-        stderr=asyncio.subprocess.DEVNULL,
-    )
+    binary = os.environ["AGENTFIELD_TEST_OLD_NATS_SERVER"]
+    arguments = ("-a", "127.0.0.1", "-p", str(port), "-js", "-sd", str(tmp_path))
+    server = await asyncio.create_subprocess_exec(binary, *arguments, stderr=asyncio.subprocess.DEVNULL)
     try:
 
         async def refused() -> IncompatibleServerError | None:
@@ -199,47 +199,6 @@ async def test_a_server_that_is_too_old_is_refused_by_naming_both_versions(tmp_p
 # -- under load -------------------------------------------------------------------------------------------------------
 
 
-class Load:
-    """Writers that each count one key up, and what became of every write."""
-
-    def __init__(self) -> None:
-        self.acknowledged: dict[str, list[tuple[int, int]]] = {}
-        self.unknown: set[tuple[str, int]] = set()
-        self.refused: list[AgentFieldError] = []
-        self.stop = asyncio.Event()
-
-    async def write(self, memory: Memory, key: str) -> None:
-        number = 0
-        while not self.stop.is_set():
-            number += 1
-            try:
-                revision = await memory.set(key, number)
-            except OutcomeUnknownError:
-                self.unknown.add((key, number))
-            except AgentFieldError as error:
-                self.refused.append(error)
-            else:
-                self.acknowledged.setdefault(key, []).append((revision, number))
-
-    @property
-    def count(self) -> int:
-        return sum(map(len, self.acknowledged.values()))
-
-    def passed(self, count: int) -> bool:
-        return self.count > count
-
-    async def judge(self, memory: Memory) -> None:
-        """Every acknowledged write is in the log, where it was said to be, once; nothing is there that nobody wrote."""
-        for key, writes in self.acknowledged.items():
-            stored = [(event.revision, event.data) async for event in memory.history(key)]
-            numbers = [number for _, number in stored]
-            assert len(numbers) == len(set(numbers)), f"{key}: something was stored twice"
-            assert set(writes) <= set(stored), f"{key}: lost {set(writes) - set(stored)}"
-            surplus = {(key, number) for _, number in set(stored) - set(writes)}
-            assert surplus <= self.unknown, f"{key}: nobody was told of {surplus - self.unknown}"
-            assert await memory.get(key) == numbers[-1]
-
-
 @pytest.mark.parametrize("gracefully", [True, False])
 async def test_restarts_under_load_lose_and_repeat_nothing(
     fresh_server: NatsServer, namespace: str, gracefully: bool
@@ -248,18 +207,16 @@ async def test_restarts_under_load_lose_and_repeat_nothing(
     async with (
         connect(fresh_server.url, namespace=namespace) as one,
         connect(fresh_server.url, namespace=namespace) as other,
-        asyncio.TaskGroup() as writers,
     ):
-        for number in range(10):
-            writers.create_task(load.write(one if number % 2 else other, f"key_{number}"))
-        for _ in range(2):
-            before = load.count
-            await eventually(partial(load.passed, before + 200), within=20)
-            await fresh_server.restart(gracefully=gracefully)
-        before = load.count
-        await eventually(partial(load.passed, before + 200), within=20)
-        load.stop.set()
-        await eventually(lambda: len(load.acknowledged) == 10)
+        async with asyncio.TaskGroup() as writers:
+            for number in range(10):
+                writers.create_task(load.write(one if number % 2 else other, f"key_{number}"))
+            for _ in range(2):
+                await eventually(partial(load.passed, load.count + 200), within=20)
+                await fresh_server.restart(gracefully=gracefully)
+            await eventually(partial(load.passed, load.count + 200), within=20)
+            load.stop.set()
+        assert len(load.acknowledged) == 10
         await load.judge(one)
     assert load.refused == [], "a restart is shorter than the patience of a write"
 
@@ -276,8 +233,7 @@ async def test_a_server_that_stands_still_under_load_loses_and_repeats_nothing(
             await fresh_server.pause()
             await eventually(lambda: len(load.unknown) >= 10, within=20)
             await fresh_server.resume()
-            before = load.count
-            await eventually(lambda: load.count > before + 200, within=20)
+            await eventually(partial(load.passed, load.count + 200), within=20)
             load.stop.set()
         await load.judge(memory)
 

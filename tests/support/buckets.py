@@ -20,9 +20,9 @@ async def _entries(url: str, bucket: str) -> list[KeyValue.Entry]:
     try:
         watcher = await (await client.jetstream().key_value(bucket)).watchall()
         entries = []
-        while (entry := await watcher.updates(timeout=10)) is not None:  # None: that was all there is at present
-            entries.append(entry)
-        await watcher.stop()
+        while (entry := await watcher.updates(timeout=10)) is not None:  # type: ignore[no-untyped-call]
+            entries.append(entry)  # None stands between what there is and what will come
+        await watcher.stop()  # type: ignore[no-untyped-call]
         return entries
     finally:
         await client.close()

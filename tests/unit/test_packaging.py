@@ -57,8 +57,10 @@ def test_the_version_is_the_same_wherever_it_is_read(wheel: zipfile.Path) -> Non
     assert metadata.version("agentfield") == agentfield.__version__
 
 
-def test_the_wheel_brings_the_command_and_the_licence(wheel: zipfile.Path) -> None:
-    assert "agentfield = agentfield.cli:main" in dist_info(wheel, "entry_points.txt")
+def test_the_wheel_brings_the_command_the_fixtures_and_the_licence(wheel: zipfile.Path) -> None:
+    entry_points = dist_info(wheel, "entry_points.txt")
+    assert "[console_scripts]\nagentfield = agentfield.cli:main\n" in entry_points
+    assert "[pytest11]\nagentfield = agentfield.testing.plugin" in entry_points
     assert dist_info(wheel, "licenses/LICENSE") == (ROOT / "LICENSE").read_text()
 
 

@@ -1,0 +1,77 @@
+"""``python -m benchmarks``: measure, side by side in one run, and print what was found beside what is asked for."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+
+from rich.console import Console
+
+from agentfield.version import __version__
+from benchmarks import cached, concurrent, contention, expiring, handlers, single, starting, together
+from benchmarks.report import Table
+from benchmarks.surroundings import Surroundings, surroundings
+
+Benchmark = Callable[[Surroundings], Awaitable[Table]]
+
+BENCHMARKS: Mapping[str, Benchmark] = {
+    "set": single.writing,
+    "get": single.reading,
+    "concurrent": concurrent.concurrent,
+    "get_many": together.get_many,
+    "set_many": together.set_many,
+    "transaction": together.transaction,
+    "cached": cached.get_cached,
+    "applied": cached.applied,
+    "latency": handlers.latency,
+    "handled": handlers.handled,
+    "increments": contention.increments,
+    "expiring": expiring.expiring,
+    "import": starting.importing,
+    "up": starting.up,
+    "idle": starting.idle,
+}
+
+
+def main() -> None:
+    """Run the named benchmarks, or all."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which to run: {', '.join(BENCHMARKS)}; default: all")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds and smaller amounts")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line for each benchmark")
+    arguments = parser.parse_args()
+    unknown = [name for name in arguments.names if name not in BENCHMARKS]
+    if unknown:
+        parser.error(f"no such benchmark: {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
+    asyncio.run(_run(arguments.names or list(BENCHMARKS), quick=arguments.quick, as_json=arguments.json))
+
+
+async def _run(names: list[str], *, quick: bool, as_json: bool) -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)  # so that servers are stopped
+    console = Console(width=None if sys.stdout.isatty() else 130)
+    if not as_json:
+        load = os.getloadavg()[0]
+        console.print(
+            f"agentfield {__version__}, Python {platform.python_version()}, {os.cpu_count()} cores, load {load:.1f}"
+            f"{', quick' if quick else ''}"
+        )
+    for name in names:
+        async with surroundings(quick=quick) as here:
+            table = await BENCHMARKS[name](here)
+        if as_json:
+            print(json.dumps({"benchmark": name, **table.as_object()}), flush=True)
+        else:
+            console.print()
+            table.show(console)
+
+
+if __name__ == "__main__":
+    main()

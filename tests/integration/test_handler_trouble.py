@@ -1,0 +1,350 @@
+"""Handlers that misbehave: whatever they raise, however long they take, no other event suffers and none is lost."""
+
+import asyncio
+import functools
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import Any
+
+import nats
+import orjson
+import pytest
+
+from agentfield import Agent, Event, InvalidInputError, Memory
+from agentfield.codec import EVENT_ID
+from agentfield.fabric.consumer import PIN_TIMEOUT
+from agentfield.fabric.fabric import Fabric
+from agentfield.fabric.jetstream import api
+from tests.support import NatsServer, eventually
+from tests.support.events import subject, write
+
+
+@pytest.fixture
+def agent(server: NatsServer, namespace: str) -> Agent:
+    """An agent on the shared server, not yet served."""
+    return Agent("tester", nats_url=server.url, namespace=namespace)
+
+
+@pytest.fixture
+def letters(fabric: Fabric) -> Callable[[], Awaitable[list[dict[str, Any]]]]:
+    """Return a function that gives the dead letters."""
+
+    async def read() -> list[dict[str, Any]]:
+        stream = fabric.topology.deadletters.name
+        last = (await api(fabric.connection, f"STREAM.INFO.{stream}"))["state"]["last_seq"]
+        client = await nats.connect(fabric.connection.url)
+        try:
+            found = [await client.jetstream().get_msg(stream, sequence) for sequence in range(1, last + 1)]
+        finally:
+            await client.close()
+        return [orjson.loads(message.data or b"") for message in found]
+
+    return read
+
+
+class UnspeakableError(Exception):
+    """Cannot even say what it is."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+FAILURES: dict[str, Callable[[], BaseException]] = {
+    "cancelled": lambda: asyncio.CancelledError(),
+    "huge": lambda: ValueError("x" * 3_000_000),
+    "no unicode": lambda: ValueError("\ud800 \x00 ünïcode"),
+    "unspeakable": lambda: UnspeakableError(),
+    "empty": lambda: ValueError(),
+    "stop": lambda: StopAsyncIteration(),
+    "group": lambda: ExceptionGroup("several", [ValueError("one"), TypeError("two")]),
+    "timeout": lambda: TimeoutError(),
+    "assertion": lambda: AssertionError(),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+async def test_whatever_a_handler_raises_ends_in_the_dead_letters_and_the_next_event_is_handled(
+    agent: Agent, memory: Memory, letters: Any, failure: str
+) -> None:
+    heard: list[int] = []
+
+    @agent.memory.on_change("k_*", retries=0)
+    async def react(event: Event) -> None:
+        heard.append(event.data)
+        if event.data == 1:
+            raise FAILURES[failure]()
+
+    async with agent:
+        for number in (1, 2, 3):
+            await memory.set(f"k_{number}", number)
+        await eventually(lambda: heard == [1, 2, 3], within=10)
+        (letter,) = await eventually(letters)
+    assert letter["key"] == "k_1"
+    assert letter["error"]["type"] == type(FAILURES[failure]()).__name__
+    assert isinstance(letter["error"]["message"], str)
+    assert "react" in letter["error"]["traceback"]
+
+
+async def test_a_task_that_a_handler_awaits_and_somebody_cancels_is_a_failure_of_that_try(
+    agent: Agent, memory: Memory
+) -> None:
+    tries = 0
+    done = asyncio.Event()
+
+    @agent.memory.on_change("k")
+    async def react(_: Event) -> None:
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            helper = asyncio.create_task(asyncio.Event().wait())
+            await asyncio.sleep(0)
+            helper.cancel()
+            await helper
+        done.set()
+
+    async with agent:
+        await memory.set("k", 1)
+        async with asyncio.timeout(10):
+            await done.wait()
+    assert tries == 2
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+async def test_stopping_in_the_middle_of_a_handler_waits_for_it_and_acknowledges_it(
+    server: NatsServer, namespace: str, memory: Memory, concurrency: int
+) -> None:
+    heard: list[int] = []
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    def version() -> Agent:
+        agent = Agent("tester", nats_url=server.url, namespace=namespace)
+
+        @agent.memory.on_change("k", concurrency=concurrency)
+        async def react(event: Event) -> None:
+            begun.set()
+            await go_on.wait()
+            heard.append(event.data)
+
+        return agent
+
+    first = version()
+    await first.__aenter__()
+    await memory.set("k", 1)
+    await begun.wait()
+    stopping = asyncio.create_task(first.aclose())
+    await memory.set("k", 2)
+    assert not stopping.done()
+    go_on.set()
+    await stopping
+    async with version():
+        await memory.set("k", 3)
+        await eventually(lambda: heard[-1:] == [3])
+    assert heard == [1, 2, 3]
+
+
+async def test_a_handler_that_blocks_the_loop_past_the_pin_costs_no_event_and_no_order(
+    server: NatsServer, namespace: str, memory: Memory
+) -> None:
+    heard: list[tuple[str, int]] = []
+
+    def instance(label: str) -> Agent:
+        agent = Agent("tester", nats_url=server.url, namespace=namespace)
+
+        @agent.memory.on_change("k_*")
+        async def react(event: Event) -> None:
+            if event.data == 5 and not any(number == 5 for _, number in heard):
+                time.sleep(PIN_TIMEOUT + 2)  # noqa: ASYNC251  # what a careless handler does
+            heard.append((event.key, event.data))
+
+        return agent
+
+    async with instance("one"), instance("other"):
+        for number in range(20):
+            await memory.set(f"k_{number % 2}", number)
+        await eventually(lambda: {number for _, number in heard} >= set(range(20)), within=20)
+    for key in ("k_0", "k_1"):
+        firsts = list(dict.fromkeys(number for name, number in heard if name == key))
+        assert firsts == sorted(firsts)
+
+
+async def test_a_foreign_message_in_the_log_is_skipped_and_reported(
+    agent: Agent, memory: Memory, fabric: Fabric, caplog: pytest.LogCaptureFixture
+) -> None:
+    heard: list[Any] = []
+
+    @agent.memory.on_change("*", scope="global")
+    async def react(event: Event) -> None:
+        heard.append(event.data)
+
+    async with agent:
+        await memory.set("a", 1)
+        connection = fabric.connection
+        await connection.request(subject(fabric, "b"), b"not json", {EVENT_ID: "1"}, timeout=5)
+        await connection.request(subject(fabric, "c"), b"{}", timeout=5)
+        await connection.request(subject(fabric, "d=zz"), b"{}", timeout=5)
+        await connection.request(subject(fabric, "a"), b"[]", {EVENT_ID: "2", "Agentfield-Event": "{"}, timeout=5)
+        await memory.set("b", 2)
+        await eventually(lambda: heard[-1:] == [2], within=10)
+    assert heard == [1, 2]
+    assert caplog.text.count("foreign") >= 4
+
+
+async def test_a_log_with_more_keys_than_one_answer_holds_still_gives_the_right_previous_data(
+    agent: Agent, memory: Memory, fabric: Fabric
+) -> None:
+    for begin in range(0, 2000, 500):
+        await memory.set_many({f"k_{number}": number for number in range(begin, begin + 500)})
+    seen: dict[str, tuple[Any, Any]] = {}
+
+    @agent.memory.on_change("k_*")
+    async def react(event: Event) -> None:
+        seen[event.key] = (event.previous_data, event.data)
+
+    async with agent:
+        for number in range(0, 2100, 100):
+            await memory.set(f"k_{number}", "new")
+        await eventually(lambda: len(seen) == 21)
+    assert seen == {f"k_{number}": (number if number < 2000 else None, "new") for number in range(0, 2100, 100)}
+
+
+async def test_a_large_previous_value_is_given_whole(agent: Agent, memory: Memory) -> None:
+    heard: list[Any] = []
+    large = ["x" * 200_000, "y" * 200_000, None, "z"]
+
+    @agent.memory.on_change("k")
+    async def react(event: Event) -> None:
+        heard.append((event.previous_data, event.data))
+
+    async with agent:
+        for value in large:
+            await memory.set("k", value)
+        await memory.delete("k")
+        await memory.set("k", "again")
+        await eventually(lambda: len(heard) == 6)
+    assert heard == list(itertools.pairwise([None, *large, None, "again"]))
+
+
+async def test_a_dead_letter_waits_for_a_server_that_is_away(
+    fresh_server: NatsServer, namespace: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    agent = Agent("tester", nats_url=fresh_server.url, namespace=namespace)
+    failing, away = asyncio.Event(), asyncio.Event()
+    heard: list[int] = []
+
+    @agent.memory.on_change("k", retries=0)
+    async def react(event: Event) -> None:
+        if event.data == 1:
+            failing.set()
+            await away.wait()
+            raise ValueError("poison")
+        heard.append(event.data)
+
+    async with agent:
+        await agent.memory.set("k", 1)
+        await failing.wait()
+        await fresh_server.kill()
+        away.set()
+        await eventually(lambda: "gives up" in caplog.text)
+        await fresh_server.start()
+        await agent.memory.set("k", 2)
+        await eventually(lambda: heard == [2], within=20)
+        fabric = await agent.memory._fabric()
+        state = (await api(fabric.connection, f"STREAM.INFO.{fabric.topology.deadletters.name}"))["state"]
+    assert state["messages"] == 1
+
+
+async def test_any_callable_that_takes_an_event_will_do(agent: Agent, memory: Memory) -> None:
+    heard: list[Any] = []
+    here = threading.get_ident()
+
+    async def with_more(tag: str, event: Event) -> None:
+        heard.append((tag, event.data))
+
+    class Handler:
+        async def method(self, event: Event) -> None:
+            heard.append(("method", event.data))
+
+        async def __call__(self, event: Event) -> None:
+            heard.append(("call", event.data))
+
+    agent.memory.on_change("k", name="partial")(functools.partial(with_more, "partial"))
+    agent.memory.on_change("k")(Handler().method)
+    agent.memory.on_change("k", name="object")(Handler())
+    agent.memory.on_change("k", name="lambda")(lambda event: heard.append((threading.get_ident() != here, event.data)))
+    async with agent:
+        await memory.set("k", 1)
+        await eventually(lambda: len(heard) == 4)
+    assert sorted(map(str, heard)) == ["('call', 1)", "('method', 1)", "('partial', 1)", "(True, 1)"]
+
+
+async def test_a_declaration_of_the_wrong_types_is_refused(agent: Agent) -> None:
+    memory: Any = agent.memory
+
+    async def react(event: Event) -> None: ...
+
+    for wrong in (
+        {"patterns": 7},
+        {"patterns": [7]},
+        {"patterns": ["fine", ""]},
+        {"patterns": "k", "concurrency": "2"},
+        {"patterns": "k", "concurrency": True},
+        {"patterns": "k", "concurrency": 1.5},
+        {"patterns": "k", "retries": None},
+        {"patterns": "k", "timeout": "soon"},
+        {"patterns": "k", "timeout": float("nan")},
+        {"patterns": "k", "timeout": 0},
+        {"patterns": "k", "start": "yesterday"},
+        {"patterns": "k", "start": -1},
+        {"patterns": "k", "start": True},
+        {"patterns": "k", "start": datetime(2026, 1, 1)},  # noqa: DTZ001
+        {"patterns": "k", "name": "two words"},
+        {"patterns": "k", "name": 7},
+        {"patterns": "k", "scope": "session", "scope_id": ""},
+        {"patterns": "k", "scope_id": "x"},
+    ):
+        with pytest.raises(InvalidInputError):
+            memory.on_change(wrong.pop("patterns"), **wrong)(react)
+    with pytest.raises(InvalidInputError, match="name"):
+        memory.on_change("k")(functools.partial(react))
+    with pytest.raises(InvalidInputError, match="belongs to an agent"):
+        Memory(agent.memory._fabric).on_change("k")
+    assert agent.memory.registrations == []
+
+
+async def test_an_event_in_flight_while_the_connection_is_lost_comes_again_without_a_new_one(
+    fresh_server: NatsServer, namespace: str
+) -> None:
+    agent = Agent("tester", nats_url=fresh_server.url, namespace=namespace)
+    tries: list[int] = []
+
+    @agent.memory.on_change("k_*")
+    async def react(event: Event) -> None:
+        tries.append(event.data)
+        if len(tries) == 1:
+            await fresh_server.restart(gracefully=False)
+
+    async with agent:
+        await agent.memory.set_many({f"k_{number}": number for number in range(10)})
+        # Nothing is written from here on: what was received and not handled must come back by itself.
+        await eventually(lambda: set(tries) == set(range(10)), within=15)
+    assert len(tries) == 10, "the instance knew that it had handled the first"
+
+
+async def test_nothing_is_written_by_hearing(agent: Agent, memory: Memory, fabric: Fabric) -> None:
+    @agent.memory.on_change("k")
+    async def react(_: Event) -> None: ...
+
+    async with agent:
+        await write(fabric, "k")
+        await eventually(lambda: handled(fabric, 1))
+    assert (await fabric.log.state())["messages"] == 1
+
+
+async def handled(fabric: Fabric, sequence: int) -> bool:
+    info = await api(fabric.connection, f"CONSUMER.INFO.{fabric.log.stream}.handler-tester-react")
+    return bool(info["ack_floor"]["stream_seq"] == sequence)
