@@ -12,6 +12,8 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 PIP_ITSELF := 'pip>=25.1'
 DEVELOPMENT := --editable '.[ai,speed]' --group dev
 PYTEST_ARGS ?=
+# Files of tests run side by side: most of a test's time is waiting for a server, a timer or a process.
+WORKERS ?= 2
 
 # The first interpreter that is new enough and can make environments; `PYTHON=…` overrides the search, not the check.
 PYTHON ?=
@@ -46,7 +48,7 @@ demo: $(VENV)/.installed$(if $(AGENTFIELD_AI_MODEL),-ai)
 	$(BIN)/python -m examples.support.demo
 
 test: lint types lower-bounds-short
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 check: $(VENV)/.installed-development
 	$(BIN)/ruff format --check .

@@ -1,8 +1,8 @@
 """The agent: what users make, decorate and run.
 
-Owns: the agent's identity, its reasoners, and the order in which its parts come up and go down. Must not know: how any
-of them works. Invariants: constructing an agent and decorating functions does no I/O and needs no loop; a graceful end
-finishes every call and every handler that was begun; a closed agent stays closed.
+Owns: the agent's identity, its reasoners, where it is present, and the order in which its parts come up and go down.
+Must not know: how any of them works. Invariants: constructing an agent and decorating functions does no I/O and needs
+no loop; a graceful end finishes every call and every handler that was begun; where it was closed, it stays closed.
 """
 
 from __future__ import annotations

@@ -8,12 +8,15 @@ message for one of our subscriptions reaches it. What comes out is the same; ``t
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
 from nats.aio.client import Client as StockClient
 from nats.aio.subscription import Subscription
 
 from agentfield.fabric.parser import Parser, Sink
+
+logger = logging.getLogger("agentfield.connection")
 
 STATUS = "Status"
 DESCRIPTION = "Description"
@@ -91,6 +94,17 @@ class Client(StockClient):
 
     async def _process_headers(self, headers: bytes | None) -> dict[str, str] | None:
         return parse_headers(headers) if headers else None
+
+    async def _close(self, status: int, do_cbs: bool = True) -> None:
+        # What was still to be written cannot be written on a connection that the server has reset. The stock method
+        # stops there, in a task that nobody awaits, and tells nobody that the client is closed.
+        try:
+            await super()._close(status, do_cbs)
+        except OSError as error:
+            logger.debug("closing: %s", error)
+            for callback in (self._disconnected_cb, self._closed_cb) if do_cbs else ():
+                if callback is not None:
+                    await callback()
 
     async def _process_pong(self) -> None:
         # A flush that timed out or was cancelled leaves its future behind, done. The stock method sets its result all

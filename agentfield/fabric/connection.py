@@ -609,10 +609,10 @@ def _expire(pending: _Pending, timeout: float) -> None:
 
 
 def _is_stuck(client: Client) -> bool:
-    """Whether a task of the client has ended that it cannot do without; nats-py does not look after them."""
+    """Whether the client is closed, or lacks a task that it cannot do without; nats-py does not look after them."""
     if client.is_connected:
         return client._reading_task is None or client._reading_task.done()
-    return not client.is_closed and (client._reconnection_task is None or client._reconnection_task.done())
+    return client.is_closed or client._reconnection_task is None or client._reconnection_task.done()
 
 
 def _check_urls(urls: Sequence[str]) -> None:

@@ -312,7 +312,9 @@ class Log:
             return
         streaming = self.replicas == 1
         seen: dict[str, None] = {}
-        async with Reader(self.connection, self.stream, filters, last_per_subject=True) as reader:
+        async with Reader(
+            self.connection, self.stream, filters, last_per_subject=True, patience=self.timeout
+        ) as reader:
             async for record in reader.last_of_each():
                 if streaming and record.subject not in seen:
                     yield record
@@ -325,7 +327,9 @@ class Log:
 
     async def last_of_each(self, filters: Sequence[str]) -> AsyncIterator[Record]:
         """The same, but cheaper for many subjects: one may come several times, and only the last time counts."""
-        async with Reader(self.connection, self.stream, filters, last_per_subject=True) as reader:
+        async with Reader(
+            self.connection, self.stream, filters, last_per_subject=True, patience=self.timeout
+        ) as reader:
             async for record in reader.last_of_each():
                 yield record
 
@@ -334,7 +338,7 @@ class Log:
         target = int((await self.state())["last_seq"]) if stop is None else stop
         if start > target:
             return
-        async with Reader(self.connection, self.stream, filters, start=start) as reader:
+        async with Reader(self.connection, self.stream, filters, start=start, patience=self.timeout) as reader:
             async for record in reader.until(target):
                 yield record
 

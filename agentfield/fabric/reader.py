@@ -31,6 +31,8 @@ _BATCH_BYTES = 4 * 1024 * 1024
 _EXPIRES = 2.0
 """Seconds a pull stays open; the server ends it with a status, so silence for longer means that it is gone."""
 _SILENCE = 5.0
+_LOOK = 10.0
+"""Seconds between looks at whether the leader has something that does not come."""
 _INACTIVE = 30_000_000_000
 """Nanoseconds after which the server removes a consumer nobody pulls from."""
 
@@ -67,8 +69,10 @@ class Reader:
         self._subscription: Subscription | None = None
         self._owed = 0
         self._batch_bytes = _BATCH_BYTES
-        self._initial_pending = 0
+        self._pending = 0
         self._began_at = 0
+        self._looked = 0.0
+        self._missed = 0
         self._closed = False
         self._lost = False
         self._forget_listener: Callable[[], None] | None = None
@@ -129,9 +133,10 @@ class Reader:
         answer = await self._ask(f"CONSUMER.CREATE.{self._stream}.{name}", body)
         self._name = name
         if self._last_per_subject:
+            self._next = 1
             self._began_at = int((await self._ask(f"STREAM.INFO.{self._stream}"))["state"]["last_seq"])
         self._expected = 1
-        self._initial_pending = int(answer.get("num_pending", 0))
+        self._pending = int(answer.get("num_pending", 0))
         self._arrived.clear()
         self._owed = 0
 
@@ -146,44 +151,60 @@ class Reader:
         self._signal.set()
 
     async def until(self, target: int) -> AsyncGenerator[Record, None]:
-        """Events up to sequence ``target`` (one the stream has reached), then the end."""
-        if self._initial_pending == 0 and await self._nothing_left(self._next, target):
-            return
-        while True:
-            delivery = await self._deliver()
-            sequence = delivery.record.sequence
-            if sequence > target:
+        """Events up to sequence ``target`` (one the stream has reached), then the end.
+
+        Raises :class:`UnavailableError` when nothing comes for as long as the reader's patience.
+        """
+        while not await self._all_came(target):
+            delivery = await self._deliver(self._patience)
+            if delivery is None:
+                continue
+            if delivery.record.sequence > target:
                 self._ahead = delivery  # follow() goes on with it
                 return
             yield delivery.record
-            if sequence == target or (delivery.pending == 0 and await self._nothing_left(sequence + 1, target)):
-                return
 
     async def last_of_each(self) -> AsyncGenerator[Record, None]:
         """The last event of every subject, then the end; for a reader made with ``last_per_subject``.
 
         A subject may come again, with a newer event, if it is written meanwhile or the replica that answers was
-        behind; and after an interruption everything comes again.
+        behind; and after an interruption everything comes again. Raises as :meth:`until`.
         """
-        if self._initial_pending == 0 and await self._nothing_left(1, self._began_at):
-            return
-        while True:
-            delivery = await self._deliver()
-            sequence = delivery.record.sequence
-            yield delivery.record
-            # Not before what the stream had reached when the consumer was there: a subject that was written just
-            # before moves up to that point, and so may any number of them.
-            if sequence >= self._began_at:
-                return
-            if delivery.pending == 0 and await self._nothing_left(sequence + 1, self._began_at):
-                return
+        # Not before what the stream had reached when the consumer was there: a subject that was written just before
+        # moves up to that point, and so may any number of them.
+        while not await self._all_came(self._began_at):
+            delivery = await self._deliver(self._patience)
+            if delivery is not None:
+                yield delivery.record
+
+    async def _all_came(self, target: int) -> bool:
+        """Whether every event up to ``target`` has come. Mends what keeps them from coming, as far as it can be told.
+
+        What a consumer has pending is the word of one replica. One that is behind, say after a restart, does not even
+        deliver what it catches up on, so another consumer is tried then, until the reader's patience is over.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._patience
+        attempt = 0
+        if self._closed:
+            raise ClosedError("this reader is closed")
+        while self._next <= target and self._pending == 0:
+            if await self._nothing_left(self._next, target):
+                return True
+            pause = backoff(attempt)
+            attempt += 1
+            if loop.time() + pause >= deadline:
+                raise UnavailableError(f"reading {self._stream}: no replica caught up to {target}")
+            await asyncio.sleep(pause)
+            await self._recover(deadline)
+        return self._next > target
 
     async def _nothing_left(self, start: int, stop: int) -> bool:
         """Whether no event matches from sequence ``start`` to ``stop``, by the word of the stream's leader.
 
-        What a consumer has pending is the word of one replica, which may be behind. A lone server is its own leader.
+        A lone server is its own leader.
         """
-        if start > stop or not self._connection.clustered:
+        if not self._connection.clustered:
             return True
         answers = await asyncio.gather(*(self._first(subject, start) for subject in self._filters or [">"]))
         return all(sequence is None or sequence > stop for sequence in answers)
@@ -210,10 +231,15 @@ class Reader:
                 delivery = await self._deliver()
             except ClosedError:
                 return
-            yield delivery.record
+            if delivery is not None:
+                yield delivery.record
 
-    async def _deliver(self) -> records.Delivery:
-        """The next event, however long it takes; :class:`ClosedError` once the reader or its connection is closed."""
+    async def _deliver(self, patience: float | None = None) -> records.Delivery | None:
+        """The next event; None where there was an interruption, after which it goes on with a new consumer.
+
+        Waits however long it takes, an outage longer than ``patience`` excepted: :class:`UnavailableError`. Raises
+        :class:`ClosedError` once the reader or its connection is closed.
+        """
         ahead, self._ahead = self._ahead, None
         if ahead is not None:
             return ahead
@@ -221,7 +247,10 @@ class Reader:
             try:
                 message = await self._receive()
                 if message.status:
+                    idle = self._owed == _BATCH
                     self._end_of_pull(message)
+                    if idle:
+                        await self._look_for_lag()
                 elif f".{self._name}." in message.reply:  # not from a consumer that was given up
                     delivery = records.of_consumer(message)
                     if delivery.consumer_sequence != self._expected:
@@ -229,10 +258,24 @@ class Reader:
                     self._expected += 1
                     self._owed -= 1
                     self._next = delivery.record.sequence + 1
+                    self._pending = delivery.pending
                     return delivery
             except (Fault, UnavailableError, TimeoutError) as error:
                 logger.debug("reader of %s: %s; continuing at %d", self._stream, error, self._next)
-                await self._recover()
+                await self._recover(None if patience is None else asyncio.get_running_loop().time() + patience)
+                return None
+
+    async def _look_for_lag(self) -> None:
+        """Now and then while nothing comes: see that the replica that serves us did not miss anything."""
+        now = asyncio.get_running_loop().time()
+        if not self._connection.clustered or now < self._looked + _LOOK:
+            return
+        self._looked = now
+        answers = await asyncio.gather(*(self._first(subject, self._next) for subject in self._filters or [">"]))
+        left = min((sequence for sequence in answers if sequence is not None), default=0)
+        if left and left == self._missed:
+            raise NoAnswerFault(f"event {left} does not come")
+        self._missed = left
 
     async def _receive(self) -> Message:
         """The next message of the open pull, opening one when there is none."""
@@ -244,7 +287,7 @@ class Reader:
             if self._owed <= 0:
                 await self._open_pull()
             self._signal.clear()
-            async with asyncio.timeout(_SILENCE):
+            async with asyncio.timeout(min(_SILENCE, self._patience + _EXPIRES)):
                 await self._signal.wait()
         return self._arrived.popleft()
 
@@ -266,17 +309,21 @@ class Reader:
             self._batch_bytes *= 2  # one event alone is larger than a batch may be
         self._owed = 0
 
-    async def _recover(self) -> None:
-        """A new consumer from the next event on; tries for ever, as the connection does, in steps with a deadline."""
+    async def _recover(self, deadline: float | None = None) -> None:
+        """A new consumer from the next event on. Tries for ever, as the connection does, or until ``deadline``."""
+        loop = asyncio.get_running_loop()
         attempt = 0
         while not self._closed:
             try:
-                await self._connection.wait_connected(self._patience)
+                limit = self._patience if deadline is None else max(0.0, min(self._patience, deadline - loop.time()))
+                await self._connection.wait_connected(limit)
                 self._lost = False
                 await self._delete()
                 await self._create()
             except UnavailableError as error:
                 logger.debug("reader of %s: %s", self._stream, error)
+                if deadline is not None and loop.time() >= deadline:
+                    raise
                 await asyncio.sleep(backoff(attempt))
                 attempt += 1
             else:

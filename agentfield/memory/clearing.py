@@ -6,15 +6,17 @@ stays. Used for ``clear()``, for workflows that ended and for sessions that went
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from agentfield.codec import Record, decode_outline, is_delete
-from agentfield.errors import ConflictError, DecodeError, InvalidInputError
+from agentfield.errors import ConflictError, DecodeError, InvalidInputError, UnavailableError
 from agentfield.event import Reason, Writer
 from agentfield.fabric.batch import Expectation
 from agentfield.fabric.fabric import Fabric
+from agentfield.fabric.jetstream import backoff
 from agentfield.fabric.log import Conflict
 from agentfield.memory.lifetime import Lifetimes, Periods
 from agentfield.memory.state import is_live
@@ -26,6 +28,8 @@ logger = logging.getLogger("agentfield.clearing")
 
 BATCH = 500
 """Deletes stored together."""
+_TRIES = 20
+"""How often a delete that meets an undecided write is tried: for some seconds, about as long as an election takes."""
 _NO_LIFETIMES = Periods(workflow=None, session=None)
 
 
@@ -66,9 +70,7 @@ async def delete_all(fabric: Fabric, records: Sequence[Record], writer: Writer |
     each delete is put down to the workflow and session of the write that it ends.
     """
     lifetimes = Lifetimes(_NO_LIFETIMES)
-    pairs = [
-        (write, record.sequence) for record in records if (write := _delete_of(fabric, record, writer, reason))
-    ]
+    pairs = [(write, record.sequence) for record in records if (write := _delete_of(fabric, record, writer, reason))]
     if not pairs:
         return Deleted(0, 0)
     expectations = [Expectation(write.subject, sequence) for write, sequence in pairs]
@@ -79,12 +81,23 @@ async def delete_all(fabric: Fabric, records: Sequence[Record], writer: Writer |
         pass  # some key has been written since: one by one, to find which may still go
     count = revision = 0
     for write, sequence in pairs:
-        try:
-            revision = await store(fabric, lifetimes, write, sequence)
-        except ConflictError:
-            continue
-        count += 1
+        stored = await _delete_one(fabric, lifetimes, write, sequence)
+        if stored:
+            count, revision = count + 1, stored
     return Deleted(count, revision)
+
+
+async def _delete_one(fabric: Fabric, lifetimes: Lifetimes, write: Write, sequence: int) -> int:
+    """Delete one key unless it has been written since; return the revision, 0 if it has."""
+    for attempt in range(_TRIES):
+        try:
+            return await store(fabric, lifetimes, write, sequence)
+        except ConflictError as conflict:
+            if conflict.actual is not None:
+                return 0
+        # Another write of the key, or a check of it, is on its way, and may yet come to nothing.
+        await asyncio.sleep(backoff(attempt))
+    raise UnavailableError(f"deleting {write.key!r}: its log has been undecided for too long; nothing was written")
 
 
 def is_to_go(record: Record, now: int) -> bool:

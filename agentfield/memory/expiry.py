@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -21,7 +21,7 @@ from agentfield.fabric.timers import Due, Worker
 from agentfield.memory.clearing import BATCH, delete_all, delete_each, is_to_go
 from agentfield.memory.lifetime import Periods, timer_name
 from agentfield.memory.sweeping import SWEEP, ensure_sweeps, sweep
-from agentfield.memory.writing import set_timer, timed_subject
+from agentfield.memory.writing import set_timers, timed_subjects
 from agentfield.scope import Scope, check_scope_kind, scope_id
 
 logger = logging.getLogger("agentfield.expiry")
@@ -31,7 +31,9 @@ _PAUSE = 1.0
 _SCOPES_AT_ONCE = 50
 """Scopes looked at in one round trip."""
 _MARGIN = 1_000_000
-"""Nanoseconds past its end at which a value is looked at again."""
+"""Nanoseconds past its end at which a scope is looked at again."""
+_STEP = 1 << 26
+"""Values are looked at again at multiples of so many nanoseconds (67 ms): those that end together share a timer."""
 
 
 class ExpiryWorker:
@@ -90,9 +92,8 @@ class ExpiryWorker:
                 await worker.done([item])
             else:
                 known.append(item)
-        for begin in range(0, len(kinds["key"]), BATCH):
-            batch = kinds["key"][begin : begin + BATCH]
-            await self._end_keys(batch)
+        for batch, subjects in self._batches(kinds["key"]):
+            await self._end_keys(batch, subjects)
             await worker.done(batch)
         for begin in range(0, len(kinds["scope"]), _SCOPES_AT_ONCE):
             some = kinds["scope"][begin : begin + _SCOPES_AT_ONCE]
@@ -102,22 +103,35 @@ class ExpiryWorker:
             await sweep(self._fabric, item.name.removeprefix(f"{SWEEP}."), item.payload)
             await worker.done([item])
 
-    async def _end_keys(self, due: Sequence[Due]) -> None:
+    def _batches(self, due: Sequence[Due]) -> Iterator[tuple[list[Due], list[str]]]:
+        """Timers together with the keys they are about, no more at a time than can be deleted together."""
+        batch: list[Due] = []
+        subjects: dict[str, None] = {}
+        for item in due:
+            more = timed_subjects(self._fabric, item.name, item.payload)
+            if batch and len(subjects) + len(more) > BATCH:
+                yield batch, list(subjects)
+                batch, subjects = [], {}
+            batch.append(item)
+            subjects.update(dict.fromkeys(more))
+        if batch:
+            yield batch, list(subjects)
+
+    async def _end_keys(self, due: Sequence[Due], subjects: Sequence[str]) -> None:
         fabric = self._fabric
         # The timers have fired, so it is at least as late as that, however well the server's clock is known here.
         now = max(fabric.log.now_at_least(), *(item.fired for item in due))
-        subjects = dict.fromkeys(timed_subject(fabric, item.name.removeprefix("key.")) for item in due)
         expired: list[Record] = []
         early: list[tuple[str, int]] = []
-        for record in await fabric.log.last(list(subjects)):
+        for record in await fabric.log.last(subjects):
             expires = _expiry_of(record)
             if record is None or expires is None:
                 continue
             if expires <= now:
                 expired.append(record)
             else:  # a long ttl's timer fires early, and this value may not even be the one it was set for
-                early.append((record.subject, expires + _MARGIN))
-        await asyncio.gather(*(set_timer(fabric, *each) for each in early))
+                early.append((record.subject, (expires // _STEP + 1) * _STEP))
+        await set_timers(fabric, early)
         deleted = await delete_all(fabric, expired, None, "expired")
         if deleted.number:
             logger.debug("expired %d keys", deleted.number)

@@ -183,9 +183,10 @@ class Lock:
                 await self._fabric.log.append(self._subject, b"", headers, expected=self._revision)
                 return
             except Conflict:
-                if not await self.still_ours():  # else a renewal had been on its way
+                if not await self.still_ours():  # else a renewal had been on its way, or a write that is fenced
                     logger.info("lock %s had been lost before it was given back", self.name)
                     return
+                await asyncio.sleep(_FIRST_LOOK)
 
     async def _renew(self) -> None:
         """Prolong the lease in time, for as long as it surely runs; what is uncertain is tried again until then."""

@@ -17,7 +17,7 @@ from agentfield.errors import DecodeError
 from agentfield.fabric.bucket import Bucket
 from agentfield.fabric.fabric import Fabric
 from agentfield.memory.orphans import OBJECTS, sweep_objects
-from agentfield.memory.writing import set_timer
+from agentfield.memory.writing import set_timers
 from agentfield.scope import GLOBAL, RESOLUTION
 
 logger = logging.getLogger("agentfield.sweep")
@@ -94,13 +94,11 @@ async def _remind(fabric: Fabric, kind: str, bucket: Bucket, record: Record) -> 
     if expires is not None:
         rest = record.subject.removeprefix(f"$KV.{bucket.name}.")
         token = f"{GLOBAL.token}." if kind == GLOBAL.kind else ""
-        await set_timer(fabric, f"{fabric.subjects.namespace}.memory.{kind}.{token}{rest}", expires)
+        await set_timers(fabric, [(f"{fabric.subjects.namespace}.memory.{kind}.{token}{rest}", expires)])
 
 
 async def _again(fabric: Fabric, kind: str, checkpoint: int, interval: timedelta) -> None:
-    await fabric.timers.schedule(
-        f"{SWEEP}.{kind}", fabric.log.now() + _nanoseconds(interval), str(checkpoint).encode()
-    )
+    await fabric.timers.schedule(f"{SWEEP}.{kind}", fabric.log.now() + _nanoseconds(interval), str(checkpoint).encode())
 
 
 def _nanoseconds(interval: timedelta) -> int:

@@ -7,16 +7,18 @@ commit stores every write or none; it stores them only if every key read still i
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from agentfield.codec import OPERATION, Record
-from agentfield.errors import ConflictError, InvalidInputError
+from agentfield.errors import ConflictError, InvalidInputError, UnavailableError
 from agentfield.event import Writer
 from agentfield.execution import Seen
 from agentfield.fabric.batch import MAX_BATCH, Expectation
 from agentfield.fabric.fabric import Fabric
+from agentfield.fabric.jetstream import backoff
 from agentfield.fabric.log import Conflict
 from agentfield.memory.addressing import Place, read_scopes, write_scope
 from agentfield.memory.lifetime import Lifetimes
@@ -25,6 +27,9 @@ from agentfield.memory.state import is_live
 from agentfield.memory.writing import Write, prepare, store_together
 from agentfield.schema import Schemas, Stamp
 from agentfield.scope import Scope
+
+_TRIES = 10
+"""How often a commit that meets undecided writes is tried, for a second or two; they have mostly won by then."""
 
 
 class _Seen(NamedTuple):
@@ -165,13 +170,19 @@ class Transaction:
             await self._raise_if_changed()
             return
         self._raise_if_expired(fabric)
-        try:
-            self.revision = await store_together(fabric, self._lifetimes, writes, expectations)
-            self._reader.saw(self.revision)
-        except Conflict:
-            await self._raise_if_changed()
-            first = next(iter(self._seen.values()))
-            raise ConflictError(first.key, expected=first.revision, actual=None) from None
+        for attempt in range(_TRIES):
+            try:
+                self.revision = await store_together(fabric, self._lifetimes, writes, expectations)
+            except Conflict:
+                await self._raise_if_changed()
+            else:
+                self._reader.saw(self.revision)
+                return
+            # Nothing has changed: a write of one of the keys, or another's check of it, was not yet decided.
+            await asyncio.sleep(backoff(attempt))
+        for seen in self._seen.values():
+            raise ConflictError(seen.key, expected=seen.revision, actual=None)
+        raise UnavailableError("the transaction met undecided writes for too long; nothing was written")
 
     async def _raise_if_changed(self) -> None:
         """Compare everything read with the present, in one look; name the first key that differs."""

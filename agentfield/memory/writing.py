@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from hashlib import blake2b
 from typing import NamedTuple
 
 from agentfield import execution
@@ -37,6 +38,11 @@ _DOUBT = 10_000_000
 """Nanoseconds by which our notion of the server's clock may be off, with a large margin."""
 _SHORT = 60_000_000_000
 _TIMERS_AT_ONCE = 200
+KEYS_A_TIMER = 500
+"""Keys that one timer may be about: as many as a worker deletes together."""
+_BYTES_A_TIMER = 64 * 1024
+"""Bytes that the keys' names in one timer may take: a worker holds hundreds of timers at once."""
+_MANY = "key.many."
 _PLACINGS = 3
 """Times that large values are stored for one write: again only if that took longer than orphans are left alone."""
 
@@ -224,8 +230,7 @@ async def _set_timers(fabric: Fabric, lifetimes: Lifetimes, writes: Sequence[Wri
         await lifetimes.touch(fabric, scope)
     now = fabric.log.now()
     timed = [(write.subject, timer_moment(now, write.ttl)) for write in writes if write.ttl is not None]
-    for begin in range(0, len(timed), _TIMERS_AT_ONCE):
-        await asyncio.gather(*(set_timer(fabric, *each) for each in timed[begin : begin + _TIMERS_AT_ONCE]))
+    await set_timers(fabric, timed)
     return min((at for _, at in timed), default=None)
 
 
@@ -235,9 +240,8 @@ async def _catch_up(fabric: Fabric, writes: Sequence[Write], first: int | None) 
     if first is None or now < first - _DOUBT:
         return
     try:
-        for write in writes:
-            if write.ttl is not None:
-                await set_timer(fabric, write.subject, timer_moment(now, write.ttl))
+        timed = [(write.subject, timer_moment(now, write.ttl)) for write in writes if write.ttl is not None]
+        await set_timers(fabric, timed)
     except AgentFieldError as error:
         logger.warning("the values are stored, but the timers of %d keys are late: %s", len(writes), error)
 
@@ -257,18 +261,52 @@ def timer_moment(now: int, ttl: float) -> int:
     return (now + span) // step * step
 
 
-async def set_timer(fabric: Fabric, subject: str, at: int) -> None:
-    """Have a worker look at ``at`` whether the key's value should go.
+async def set_timers(fabric: Fabric, moments: Iterable[tuple[str, int]]) -> None:
+    """Have a worker look at the keys of these subjects, each at its moment, whether their values should go.
 
     The moment is part of the timer's name, ``key.<scope>.<id>.<tokens>.<moment>``, and so nobody can move it: neither
-    a write that fails afterwards, nor one that races with this one and is stored before it.
+    a write that fails afterwards, nor one that races with this one and is stored before it. Keys with one moment share
+    timers, ``key.many.<digest>.<moment>``, which hold the keys' names: setting a timer, and its firing, costs the
+    server as much as a write does. The digest is of what the timer holds, so this one cannot be moved either.
     """
-    await fabric.timers.schedule(f"key.{subject.removeprefix(_prefix(fabric))}.{at}", at)
+    by_moment: dict[int, list[str]] = {}
+    for subject, at in moments:
+        by_moment.setdefault(at, []).append(subject.removeprefix(_prefix(fabric)))
+    timers = [(name, at, content) for at, keys in by_moment.items() for name, content in _timers(keys, at)]
+    for begin in range(0, len(timers), _TIMERS_AT_ONCE):
+        await asyncio.gather(*(fabric.timers.schedule(*timer) for timer in timers[begin : begin + _TIMERS_AT_ONCE]))
 
 
-def timed_subject(fabric: Fabric, name: str) -> str:
-    """The subject of the key that a timer's name, without ``key.``, is about."""
-    return _prefix(fabric) + name.rpartition(".")[0]
+def _timers(keys: Sequence[str], at: int) -> Iterator[tuple[str, bytes]]:
+    """The names and contents of the timers that ask about these keys at this moment."""
+    for begin in range(0, len(keys), KEYS_A_TIMER):
+        some = keys[begin : begin + KEYS_A_TIMER]
+        content = "\n".join(some).encode()
+        if len(some) == 1:
+            yield f"key.{some[0]}.{at}", b""
+        elif len(content) > _BYTES_A_TIMER:
+            yield from _timers(some[: len(some) // 2], at)
+            yield from _timers(some[len(some) // 2 :], at)
+        else:
+            yield f"{_MANY}{blake2b(content, digest_size=16).hexdigest()}.{at}", content
+
+
+def timed_subjects(fabric: Fabric, name: str, content: bytes) -> list[str]:
+    """The subjects of the keys that a timer is about; those left out that are no key's."""
+    if name.startswith(_MANY):
+        keys = content.decode(errors="replace").split("\n")
+    else:
+        keys = [name.removeprefix("key.").rpartition(".")[0]]
+    subjects = []
+    for key in keys:
+        subject = _prefix(fabric) + key
+        try:
+            fabric.subjects.parse(subject)
+        except InvalidInputError as error:
+            logger.warning("timer %s: %s", name, error)
+        else:
+            subjects.append(subject)
+    return subjects
 
 
 def _prefix(fabric: Fabric) -> str:

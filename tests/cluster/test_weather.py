@@ -32,7 +32,7 @@ async def test_a_leader_that_is_lost_under_load_costs_time_and_nothing_else(
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(agent)
         memories = [
-            await stack.enter_async_context(connect([url, *cluster.urls], namespace=namespace, timeout=30))
+            await stack.enter_async_context(connect(",".join([url, *cluster.urls]), namespace=namespace, timeout=30))
             for url in cluster.urls
         ]
         async with asyncio.TaskGroup() as writers:

@@ -14,8 +14,11 @@ import pytest
 from agentfield import Agent, ConflictError, Event, InvalidInputError, Memory, connect
 from agentfield.codec import MAX_TTL, expires_at_ns
 from agentfield.fabric.fabric import Fabric
+from agentfield.key import key_tokens
 from agentfield.memory.expiry import ExpiryWorker
 from agentfield.memory.lifetime import Periods
+from agentfield.memory.writing import KEYS_A_TIMER, set_timers
+from agentfield.scope import GLOBAL
 from tests.support import NatsServer, eventually
 from tests.support.buckets import contents
 from tests.support.running import program
@@ -182,14 +185,16 @@ async def test_a_value_stored_later_than_its_ttl_is_deleted_all_the_same(
     async with connect(fresh_server.url, namespace=namespace) as memory:
         fabric = await memory._fabric()
         async with ExpiryWorker(await open_fabric(fresh_server), NEVER):
-            append, ready = fabric.log.append, asyncio.Event()
+            append, waiting, ready = fabric.log.append, asyncio.Event(), asyncio.Event()
 
             async def late(*args: object, **kwargs: object) -> object:
+                waiting.set()
                 await ready.wait()
                 return await append(*args, **kwargs)  # type: ignore[arg-type]
 
             fabric.log.append = late  # type: ignore[method-assign,assignment]
             writing = asyncio.create_task(memory.set("key", "value", ttl=0.2))
+            await waiting.wait()
             await eventually(lambda: _no_timers(fabric), what="the timer has fired for nothing")
             ready.set()
             await writing
@@ -257,7 +262,7 @@ async def test_workers_that_are_asked_twice_delete_once(
     server: NatsServer, open_fabric: OpenFabric, memory: Memory, fabric: Fabric
 ) -> None:
     keys = [f"key_{number}" for number in range(200)]
-    await memory.set_many(dict.fromkeys(keys, 1), ttl=0.5)
+    await asyncio.gather(*(memory.set(key, 1, ttl=0.5) for key in keys))
     for name in await fabric.timers.names("key"):  # each once more, under another name
         await fabric.timers.schedule(f"{name[:-1]}x", fabric.log.now() + 600_000_000)
     async with AsyncExitStack() as stack:
@@ -266,6 +271,44 @@ async def test_workers_that_are_asked_twice_delete_once(
         await eventually(lambda: _expired(memory, 200), within=10)
         await eventually(lambda: _no_timers(fabric), within=10)
     assert await _count_expired(memory) == 200
+
+
+async def test_keys_written_together_share_their_timers_and_expire_each(
+    server: NatsServer, open_fabric: OpenFabric, memory: Memory, fabric: Fabric
+) -> None:
+    keys = [f"key_{number}" for number in range(1000)]
+    await memory.set_many(dict.fromkeys(keys, 1), ttl=1.5)
+    assert len(await fabric.timers.names("key")) == 1000 / KEYS_A_TIMER
+    await memory.set(keys[0], "renewed")
+    await memory.set(keys[1], "renewed", ttl=3600.0)
+    async with ExpiryWorker(await open_fabric(server), NEVER):
+        await eventually(lambda: _expired(memory, 998), within=10)
+        await eventually(lambda: _no_timers_but_of(fabric, keys[1]), within=10)
+    deleted = [event.key for event in await events(memory, "key_*") if event.reason == "expired"]
+    assert sorted(deleted) == sorted(keys[2:]), "each exactly once, and what was renewed not at all"
+
+
+async def test_timers_that_fire_early_ask_again_together(
+    server: NatsServer, open_fabric: OpenFabric, memory: Memory, fabric: Fabric
+) -> None:
+    await memory.set_many({f"key_{number}": number for number in range(1000)}, ttl=600.0)
+    before = await fabric.timers.names("key")
+    subjects = [fabric.subjects.memory(GLOBAL, f"key_{number}") for number in range(1000)]
+    now = fabric.log.now()
+    await set_timers(fabric, [(subject, now) for subject in subjects])
+    entry = await memory.entry("key_0")
+    assert entry is not None
+    assert entry.expires_at is not None
+    ends = entry.expires_at.timestamp()
+    async with ExpiryWorker(await open_fabric(server), NEVER):
+
+        async def asked_again() -> bool:
+            again = await fabric.timers.names("key") - before
+            times = [int(name.rpartition(".")[2]) / 1e9 for name in again]
+            return bool(times) and len(times) <= 20 and all(ends <= at < ends + 2 for at in times)
+
+        await eventually(asked_again, within=10)
+    assert await memory.get("key_999") == 999
 
 
 async def test_a_worker_that_stops_gives_back_what_it_had_taken(
@@ -288,6 +331,8 @@ async def test_timers_that_mean_nothing_stop_no_worker(
     for name in names:
         await fabric.timers.schedule(name, now)
     await fabric.timers.schedule("sweep.global", now, b"no number")
+    await fabric.timers.schedule("key.many.nothing.1", now)
+    await fabric.timers.schedule("key.many.nonsense.1", now, b"global.global.a b\nglobal.global.>\n\xff\nbogus")
     for tokens, header in (("foreign", {}), ("broken", {"Agentfield-Event": "no JSON", "Nats-Msg-Id": "x"})):
         await fabric.log.append(
             f"{fabric.subjects.namespace}.memory.global.global.{tokens}", b"no JSON", {"Nats-Msg-Id": tokens} | header
@@ -574,6 +619,10 @@ async def _expired(memory: Memory, count: int) -> bool:
 
 async def _length(fabric: Fabric, count: int) -> bool:
     return int((await fabric.log.state())["messages"]) >= count
+
+
+async def _no_timers_but_of(fabric: Fabric, key: str) -> bool:
+    return all(key_tokens(key) in name for name in await fabric.timers.names("key"))
 
 
 async def _no_timers(fabric: Fabric) -> bool:

@@ -11,8 +11,10 @@ import pytest
 from agentfield import Agent, Event, InvalidInputError, Memory, connect
 from agentfield.codec import is_delete
 from agentfield.execution import current
+from agentfield.fabric.bucket import Bucket
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.jetstream import api
+from agentfield.memory.clearing import delete_all
 from agentfield.memory.expiry import ExpiryWorker
 from agentfield.memory.lifetime import Periods
 from agentfield.memory.sweeping import ensure_sweeps, sweep
@@ -281,6 +283,19 @@ async def test_what_is_written_while_a_scope_is_cleared_stays(server: NatsServer
     assert any(event.reason == "cleared" for event in found)
 
 
+async def test_a_delete_ends_the_very_value_that_was_looked_at_and_no_newer_one(memory: Memory, fabric: Fabric) -> None:
+    names = [f"key_{number}" for number in range(20)]
+    await memory.set_many(dict.fromkeys(names, "old"))
+    looked_at = [record async for record in fabric.log.current([fabric.subjects.all_memory])]
+    for name in names[:5]:
+        await memory.set(name, "new")
+    await memory.delete(names[5])
+    assert (await delete_all(fabric, looked_at, None, "cleared")).number == 14
+    assert (await delete_all(fabric, looked_at, None, "cleared")).number == 0
+    assert await memory.get_many(names) == dict.fromkeys(names[:5], "new")
+    assert sorted(event.key for event in await cleared(memory)) == sorted(names[6:])
+
+
 async def test_what_something_else_put_into_a_scope_is_cleared_too(memory: Memory, fabric: Fabric) -> None:
     await memory.set("ours", 1)
     for tokens, headers in (("plain", {}), ("strange", {"Agentfield-Event": "no JSON"})):
@@ -371,6 +386,20 @@ async def test_a_sweep_takes_old_markers_and_no_value(server: NatsServer, namesp
         assert int(payload) > 0
         assert await sweep(fabric, "global", payload, NOW) == 1, "it goes on where it was"
         assert await sweep(fabric, "global", b"9999999", NOW) == 0, "a checkpoint of a bucket that was made anew"
+
+
+async def test_a_marker_that_has_become_a_value_again_is_not_purged(
+    server: NatsServer, namespace: str, memory: Memory, fabric: Fabric
+) -> None:
+    bucket = Bucket(fabric.connection, f"{namespace}-global")
+    await memory.set("key", 1)
+    await memory.delete("key")
+    await eventually(lambda: _has_markers(server.url, bucket.name, 1))
+    (marker,) = [record async for record in bucket.read()]
+    await memory.set("key", 2)
+    await eventually(lambda: _has(server.url, bucket.name, 1))
+    await bucket.purge(marker.subject, marker.sequence)
+    assert await contents(server.url, bucket.name) == {"key": b"2"}
 
 
 async def test_while_a_bucket_is_swept_values_come_and_none_is_lost(
@@ -465,6 +494,10 @@ async def _no_timers(fabric: Fabric) -> bool:
 async def _one_of(memory: Memory) -> str:
     """The id of some workflow."""
     return (await events(memory))[0].scope_id
+
+
+async def _has_markers(url: str, bucket: str, count: int) -> bool:
+    return len(await markers(url, bucket)) == count
 
 
 async def _has(url: str, bucket: str, count: int) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 
 from agentfield import ConflictError, Memory, OutcomeUnknownError, UnavailableError, connect
 
-PATIENCE = 4.0
+PATIENCE = 2.5
 """Seconds for one operation: an election takes longer, so some outcomes will not be known."""
 
 
@@ -56,7 +56,7 @@ async def noted(notes: list[dict[str, Any]], *, action: Any, **note: Any) -> tup
     except OutcomeUnknownError:
         note["done"] = None
     except UnavailableError:
-        note["done"] = None if note["kind"] == "read" else False  # nothing was stored: that is a promise
+        return None  # nothing was stored: whoever finds the value finds one that nobody wrote
     except ConflictError as error:
         if error.actual is None:
             return None  # refused beside a write that was not yet decided: that says nothing of what is there
