@@ -17,7 +17,7 @@ from benchmarks.serving import IDLE_AGENT, Peak, served
 from benchmarks.surroundings import NAMESPACE, VALUE, Surroundings
 
 _BATCH = 1000
-_READERS = 4
+_READERS = 2
 _EARLY = 2.0
 """Seconds before the time of the first key at which reading begins."""
 _PATIENCE = 120.0
@@ -26,7 +26,7 @@ _FLAT = 1.25
 
 
 async def expiring(here: Surroundings) -> Table:
-    """One idle agent does the expiring; four readers look all the time; lateness is by the log's own times."""
+    """One idle agent does the expiring; two readers look all the time; lateness is by the log's own times."""
     amount, lead = here.scale(100_000, 10_000), here.scale(150, 25)
     async with served(here, IDLE_AGENT) as agent, agentfield.connect(here.url, namespace=NAMESPACE) as memory:
         fabric = await Fabric.open(here.url, namespace=NAMESPACE, name="bench")

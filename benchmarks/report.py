@@ -31,6 +31,11 @@ class Target:
             return self.found >= self.limit
         return self.found < self.limit or (self.sense == "≤" and self.found == self.limit)
 
+    @property
+    def verdict(self) -> str:
+        """The same for people, with the figure where it is missed."""
+        return "[green]met[/]" if self.met else f"[red]not met[/] ({shown(self.found)})"
+
     def __str__(self) -> str:
         return f"{self.sense} {shown(self.limit)} {self.unit}"
 
@@ -65,21 +70,24 @@ class Table:
 
     def show(self, console: Console) -> None:
         """Print it."""
-        table = RichTable(title=self.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+        with_ratios = any(row.ratio is not None for row in self.rows)
+        with_targets = any(row.targets for row in self.rows)
+        table = RichTable(box=box.SIMPLE_HEAD)
         table.add_column("")
-        for column in (*self.columns, "ratio"):
+        for column in (*self.columns, *(["ratio"] if with_ratios else [])):
             table.add_column(column, justify="right")
-        table.add_column("target")
-        table.add_column("")
+        for column in ("target", "") if with_targets else ():
+            table.add_column(column)
         for row in self.rows:
             cells = ["" if figure is None else shown(figure) for figure in row.figures]
             cells += [""] * (len(self.columns) - len(cells))
-            ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
-            targets = "\n".join(str(target) for target in row.targets)
-            verdicts = "\n".join(
-                "[green]met[/]" if target.met else "[red]not met[/]" + _by_how_much(target) for target in row.targets
-            )
-            table.add_row(row.name, *cells, ratio, targets, verdicts)
+            if with_ratios:
+                cells.append("" if row.ratio is None else f"{row.ratio:.2f}")
+            if with_targets:
+                cells.append("\n".join(str(target) for target in row.targets))
+                cells.append("\n".join(target.verdict for target in row.targets))
+            table.add_row(row.name, *cells)
+        console.print(self.title, style="bold", highlight=False)
         console.print(table)
         for remark in self.remarks:
             console.print(f"  {remark}", style="dim", highlight=False)
@@ -108,7 +116,3 @@ def shown(figure: float) -> str:
     if figure == int(figure) or abs(figure) >= 1000:
         return f"{figure:,.0f}"
     return f"{figure:.1f}" if abs(figure) >= 100 else f"{figure:.2f}"
-
-
-def _by_how_much(target: Target) -> str:
-    return f" ({shown(target.found)})"

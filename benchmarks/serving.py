@@ -6,7 +6,7 @@ import asyncio
 import os
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -18,23 +18,36 @@ TOOL = (sys.executable, "-m", "agentfield")
 
 
 @asynccontextmanager
-async def served(here: Surroundings, file: Path) -> AsyncIterator[psutil.Process]:
+async def served(here: Surroundings, file: Path, **environment: str) -> AsyncIterator[psutil.Process]:
     """The process that serves the agents of a file; it serves when this begins, and is gone when this ends."""
-    environment = {**os.environ, "AGENTFIELD_NATS_URL": here.url, "AGENTFIELD_NAMESPACE": NAMESPACE}
     process = await asyncio.create_subprocess_exec(
-        *TOOL, "run", str(file), env=environment, stderr=asyncio.subprocess.PIPE
+        *TOOL,
+        "run",
+        str(file),
+        env={**os.environ, "AGENTFIELD_NATS_URL": here.url, "AGENTFIELD_NAMESPACE": NAMESPACE, **environment},
+        stderr=asyncio.subprocess.PIPE,
     )
     assert process.stderr is not None
+    listening: asyncio.Task[None] | None = None
     try:
         said = b""
         while b"serves" not in said:
             if not (said := await process.stderr.readline()):
                 raise RuntimeError(f"agentfield run {file.name} ended before it served")
+        listening = asyncio.create_task(_listen(process.stderr))
         yield psutil.Process(process.pid)
     finally:
-        if process.returncode is None:
+        with suppress(ProcessLookupError):  # it may have been killed meanwhile
             process.terminate()
-        await process.communicate()
+        if listening is not None:
+            await listening
+        await process.wait()
+
+
+async def _listen(stream: asyncio.StreamReader) -> None:
+    """What it goes on to say must be taken from it, or it would wait for that one day."""
+    while await stream.readline():
+        pass
 
 
 def megabytes(process: psutil.Process) -> float:

@@ -23,7 +23,8 @@ class ServerClock:
 
     def observe(self, sent: float, server: int, received: float) -> None:
         """Take in an answer: when it was asked for and when it came, and the time that the server gave in it."""
-        low, high = server - _nanoseconds(received), server - _nanoseconds(sent)
+        drift = int(_nanoseconds(received - sent) * _DRIFT)
+        low, high = server - _nanoseconds(received) - drift, server - _nanoseconds(sent) + drift
         drift = self._drift(_nanoseconds(received))
         known_low, known_high = self._low - drift, self._high + drift
         if self._checked and known_low <= high and low <= known_high:

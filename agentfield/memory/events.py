@@ -10,12 +10,13 @@ from agentfield.errors import InvalidInputError
 from agentfield.event import Event
 from agentfield.memory.addressing import Place, event_scopes
 from agentfield.memory.base import Base
-from agentfield.memory.history import bounds, events_between, first, newest_first
+from agentfield.memory.history import bounds, check_point, events_between, first, newest_first
 from agentfield.memory.subscription import Start, registration
 from agentfield.memory.watch import CaughtUp, watching
 from agentfield.pattern import Pattern
 
 F = TypeVar("F", bound=Callable[[Event], Any])
+_STARTS = ("new", "all", "current")
 
 
 class Events(Base):
@@ -90,6 +91,9 @@ class Events(Base):
         """
         if limit is not None and limit < 1:
             raise InvalidInputError(f"limit={limit}: at least 1, or leave it out")
+        for point, name in ((since, "since"), (until, "until")):
+            if point is not None:
+                check_point(point, name)
         patterns = [Pattern.parse(pattern)]
         scopes = event_scopes(self._place(), scope, scope_id)
         fabric = await self._fabric()
@@ -112,6 +116,8 @@ class Events(Base):
         aware datetime; or a revision, the first one wanted. A :class:`CaughtUp` stands between what had happened
         before the call and what comes after. Events are taken from the server only as fast as they are consumed.
         """
+        if start not in _STARTS:
+            check_point(start, "start")
         patterns = [Pattern.parse(pattern)]
         scopes = event_scopes(self._place(), scope, scope_id)
         fabric = await self._fabric()

@@ -31,6 +31,8 @@ async def events_between(
     schemas: Schemas | None = None,
 ) -> AsyncIterator[Event]:
     """The matching events with sequences from ``start`` to ``stop``, oldest first."""
+    if start > stop:
+        return
     resolver = Resolver(fabric, schemas)
     filters = fabric.subjects.filters(patterns, scopes)
     table = PreviousTable(fabric.log, filters)
@@ -54,14 +56,17 @@ async def bounds(fabric: Fabric, since: datetime | int | None, until: datetime |
     return start, min(stop, last)
 
 
-async def _sequence(fabric: Fabric, point: datetime | int, name: str) -> int:
-    if isinstance(point, datetime):
-        if point.tzinfo is None:
-            raise InvalidInputError(f"{name}={point!r} has no time zone: use an aware datetime, e.g. datetime.now(UTC)")
-        return await fabric.log.sequence_at(point)
-    if type(point) is not int or point < 0:
+def check_point(point: object, name: str) -> None:
+    """Raises InvalidInputError unless this is a point in the log: an aware datetime, or a revision."""
+    if isinstance(point, datetime) and point.tzinfo is None:
+        raise InvalidInputError(f"{name}={point!r} has no time zone: use an aware datetime, e.g. datetime.now(UTC)")
+    if not isinstance(point, datetime) and (type(point) is not int or point < 0):
         raise InvalidInputError(f"{name}={point!r}: an aware datetime, or a revision")
-    return point
+
+
+async def _sequence(fabric: Fabric, point: datetime | int, name: str) -> int:
+    check_point(point, name)
+    return await fabric.log.sequence_at(point) if isinstance(point, datetime) else point
 
 
 async def first(events: AsyncIterator[Event], limit: int | None) -> AsyncIterator[Event]:

@@ -6,7 +6,7 @@ Every read asks the log where it cannot be behind an acknowledged write. An outa
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Sequence
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, TypeVar, get_args, overload
 
 import orjson
 
@@ -14,6 +14,7 @@ from agentfield.codec import Record
 from agentfield.errors import InvalidInputError
 from agentfield.event import Entry
 from agentfield.fabric.fabric import Fabric
+from agentfield.key import key_tokens
 from agentfield.memory.addressing import read_scopes, read_subjects
 from agentfield.memory.base import Base
 from agentfield.memory.cache import Freshness
@@ -26,6 +27,7 @@ Consistency = Literal["strong", "session", "cached", "linearizable"]
 replica, never behind what this execution has seen, nor its caller, nor the event that started it), ``cached`` (the same
 promise, from this process's near-cache where that can prove it, without a round trip), ``linearizable`` (a barrier
 first; right even if the leader that answers has been deposed)."""
+_CONSISTENCIES = get_args(Consistency)
 
 
 class Reads(Base):
@@ -74,6 +76,7 @@ class Reads(Base):
             content = self._glance(key, scope, scope_id)
             if content is not None:
                 return orjson.loads(content) if content else default
+        self._check([key], scope, scope_id, consistency)
         fabric = await self._fabric()
         found = await self._find(fabric, key, scope, scope_id, consistency)
         return default if found is None else await self._resolver(fabric).value(found, as_type)
@@ -87,6 +90,7 @@ class Reads(Base):
         consistency: Consistency = "strong",
     ) -> Entry | None:
         """The current entry of a key: value, revision, time, writer, which scope answered. None if there is none."""
+        self._check([key], scope, scope_id, consistency)
         fabric = await self._fabric()
         found = await self._find(fabric, key, scope, scope_id, consistency)
         return None if found is None else await self._resolver(fabric).entry(found)
@@ -100,6 +104,7 @@ class Reads(Base):
         consistency: Consistency = "strong",
     ) -> bool:
         """Whether a key has a value."""
+        self._check([key], scope, scope_id, consistency)
         fabric = await self._fabric()
         return await self._find(fabric, key, scope, scope_id, consistency) is not None
 
@@ -115,6 +120,7 @@ class Reads(Base):
         if isinstance(keys, str):
             raise InvalidInputError(f"keys={keys!r} is one string: give a list of keys")
         wanted = list(dict.fromkeys(keys))
+        self._check(wanted, scope, scope_id, consistency)
         scopes = read_scopes(self._place(), scope, scope_id)
         fabric = await self._fabric()
         subjects = [fabric.subjects.memory(where, key) for key in wanted for where in scopes]
@@ -162,6 +168,14 @@ class Reads(Base):
         fabric = await self._fabric()
         return fabric, live_entries(fabric, [parsed], scopes, merge=True)
 
+    def _check(self, keys: Iterable[str], scope: str | None, scope_id: str | None, consistency: Consistency) -> None:
+        """Raises InvalidInputError for what can never work, before anything is asked, or even connected."""
+        for key in keys:
+            key_tokens(key)
+        read_scopes(self._place(), scope, scope_id)
+        if consistency not in _CONSISTENCIES:
+            raise InvalidInputError(f"consistency={consistency!r}: one of {', '.join(map(repr, _CONSISTENCIES))}")
+
     async def _find(
         self, fabric: Fabric, key: str, scope: str | None, scope_id: str | None, consistency: Consistency
     ) -> Record | None:
@@ -191,12 +205,8 @@ class Reads(Base):
             records = cache.peek(subjects, seen.revision) or await cache.last(subjects, seen.revision)
         elif consistency == "session":
             records = await fabric.log.last(subjects, floor=seen.revision)
-        elif consistency == "linearizable":
-            records = await fabric.log.last(subjects, floor=await fabric.log.barrier())
         else:
-            raise InvalidInputError(
-                f"consistency={consistency!r}: one of 'strong', 'session', 'cached', 'linearizable'"
-            )
+            records = await fabric.log.last(subjects, floor=await fabric.log.barrier())
         for record in records:
             if record is not None:
                 seen.saw(record.sequence)

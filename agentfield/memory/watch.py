@@ -49,10 +49,10 @@ async def watching(
         begin, _ = await bounds(fabric, start, None)
     elif start == "all":
         begin = 1
-    if begin > 1:
-        await table.fill(min(begin - 1, target))
-    else:
+    if begin == 1:
         table.complete = True
+    elif begin <= target + 1:
+        await table.fill(begin - 1)  # further ahead, what a key held before is looked up when it comes to that
     if start == "current":
         present = [record async for record in live_entries(fabric, patterns, scopes) if record.sequence <= target]
         for record in present:

@@ -25,7 +25,7 @@ from agentfield.memory.lock import Lock
 from agentfield.memory.offline import OfflineBuffer
 from agentfield.memory.state import is_live
 from agentfield.memory.transaction import Transaction
-from agentfield.memory.writing import Write, check_revision, prepare, store, store_together
+from agentfield.memory.writing import Write, check_revision, check_write, prepare, store, store_together
 from agentfield.scope import Scope
 
 UPDATE_TRIES = 1000
@@ -60,6 +60,7 @@ class Writes(Base):
         ``event_id`` repeats a write whose outcome was unknown, without storing it twice.
         """
         check_revision(if_revision)
+        check_write(key, ttl, event_id)
         target = write_scope(self._place(), scope, scope_id)
         encoded = self.schemas.encode(key, value)
         fabric = await self._fabric()
@@ -74,6 +75,7 @@ class Writes(Base):
         self, key: str, value: Any, scope: str | None = None, scope_id: str | None = None, *, ttl: float | None = None
     ) -> int:
         """Store a value under a key that has none in that scope, as ``set`` does; ConflictError if it has one."""
+        check_write(key, ttl)
         target = write_scope(self._place(), scope, scope_id)
         encoded = self.schemas.encode(key, value)
         fabric = await self._fabric()
@@ -96,6 +98,7 @@ class Writes(Base):
         is stored then. Deleting what is absent writes nothing.
         """
         check_revision(if_revision)
+        check_write(key)
         target = write_scope(self._place(), scope, scope_id)
         fabric = await self._fabric()
         for _ in range(_DELETE_TRIES):
@@ -136,6 +139,7 @@ class Writes(Base):
         Rounds pause with jitter; after 1,000 lost rounds :class:`ConflictError`. What the function raises is raised,
         and nothing is stored. ``agentfield.memory.merges`` has ready-made functions that commute.
         """
+        check_write(key, ttl)
         target = write_scope(self._place(), scope, scope_id)
         fabric = await self._fabric()
         resolver = self._resolver(fabric)
@@ -201,6 +205,8 @@ class Writes(Base):
             raise InvalidInputError(
                 f"{len(values)} values: at most {MAX_BATCH} can be stored together; split them; nothing was written"
             )
+        for key in values:
+            check_write(key, ttl)
         target = write_scope(self._place(), scope, scope_id)
         encoded = {key: self.schemas.encode(key, value) for key, value in values.items()}
         fabric = await self._fabric()

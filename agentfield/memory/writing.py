@@ -22,6 +22,7 @@ from agentfield.event import Operation, Reason, Writer
 from agentfield.fabric.batch import BatchItem, Expectation, append_batch, check_count
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.log import Conflict
+from agentfield.key import key_tokens
 from agentfield.memory.lifetime import Lifetimes
 from agentfield.memory.placing import Placed, give_up, is_large, place, was_condemned
 from agentfield.naming import shown
@@ -76,10 +77,9 @@ def prepare(
     stamp: Stamp | None = None,
 ) -> Write:
     """Validate and encode. Raises :class:`InvalidInputError`."""
+    check_write(key, ttl, event_id)
     if ttl is not None:
         ttl = check_ttl(ttl)
-    if event_id is not None:
-        _check_event_id(event_id)
     subject = fabric.subjects.memory(scope, key)
     headers = encode_event(
         event_id=event_id or execution.new_id(), operation=operation, writer=writer, ttl=ttl, reason=reason, stamp=stamp
@@ -91,7 +91,13 @@ def prepare(
     return Write(scope, key, subject, payload, headers, ttl)
 
 
-def _check_event_id(event_id: object) -> None:
+def check_write(key: str, ttl: float | None = None, event_id: object = None) -> None:
+    """Raises :class:`InvalidInputError` for what can never be written; needs no connection to tell."""
+    key_tokens(key)
+    if ttl is not None:
+        check_ttl(ttl)
+    if event_id is None:
+        return
     if not isinstance(event_id, str) or _EVENT_ID.fullmatch(event_id) is None:
         raise InvalidInputError(
             f"event_id={shown(event_id)} is not 1 to 128 printable ASCII characters without spaces: "

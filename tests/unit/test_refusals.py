@@ -1,0 +1,123 @@
+"""What can never work is refused before anything is asked of a server: no connection is opened for it."""
+
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import Any
+
+import pytest
+
+from agentfield.errors import InvalidInputError
+from agentfield.fabric.fabric import Fabric
+from agentfield.memory import Memory
+
+LONG = "k" * 513
+NAIVE = datetime(2026, 1, 1)  # noqa: DTZ001
+
+
+async def nobody() -> Fabric:
+    """The way to a fabric that nothing may take."""
+    raise AssertionError("a server was asked")
+
+
+MEMORY: Any = Memory(nobody, agent="tester", actor_id="tester")
+
+
+async def taken(items: Any) -> None:
+    async for _ in items:
+        raise AssertionError("something came")
+
+
+KEYED: dict[str, Callable[[Any], Awaitable[Any]]] = {
+    "get": lambda key: MEMORY.get(key),
+    "get cached": lambda key: MEMORY.get(key, consistency="cached"),
+    "entry": lambda key: MEMORY.entry(key),
+    "exists": lambda key: MEMORY.exists(key),
+    "get_many": lambda key: MEMORY.get_many(["fine", key]),
+    "set": lambda key: MEMORY.set(key, 1),
+    "create": lambda key: MEMORY.create(key, 1),
+    "delete": lambda key: MEMORY.delete(key),
+    "update": lambda key: MEMORY.update(key, lambda value: value),
+    "increment": lambda key: MEMORY.increment(key),
+    "set_many": lambda key: MEMORY.set_many({"fine": 1, key: 1}),
+}
+PATTERNED: dict[str, Callable[[Any], Awaitable[Any]]] = {
+    "items": lambda pattern: taken(MEMORY.items(pattern)),
+    "keys": lambda pattern: taken(MEMORY.keys(pattern)),
+    "history": lambda pattern: taken(MEMORY.history(pattern)),
+    "watch": lambda pattern: taken(MEMORY.watch(pattern)),
+}
+
+
+@pytest.mark.parametrize("key", ["", "a*", "a>b", "a\nb", "\ud800", LONG, 7, None], ids=ascii)
+@pytest.mark.parametrize("operation", KEYED)
+async def test_an_illegal_key(operation: str, key: Any) -> None:
+    with pytest.raises(InvalidInputError):
+        await KEYED[operation](key)
+
+
+@pytest.mark.parametrize("pattern", ["", "a>b", "a\nb", "\ud800", LONG, 7], ids=ascii)
+@pytest.mark.parametrize("operation", PATTERNED)
+async def test_an_illegal_pattern(operation: str, pattern: Any) -> None:
+    with pytest.raises(InvalidInputError):
+        await PATTERNED[operation](pattern)
+
+
+@pytest.mark.parametrize(
+    ("scope", "scope_id"),
+    [("planet", None), ("session", None), ("session", ""), (None, "x"), ("global", "x"), (7, "x")],
+)
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda **scope: MEMORY.get("k", **scope),
+        lambda **scope: MEMORY.entry("k", **scope),
+        lambda **scope: MEMORY.exists("k", **scope),
+        lambda **scope: MEMORY.get_many(["k"], **scope),
+        lambda **scope: taken(MEMORY.items(**scope)),
+        lambda **scope: MEMORY.set("k", 1, **scope),
+        lambda **scope: MEMORY.set_many({"k": 1}, **scope),
+        lambda **scope: MEMORY.delete("k", **scope),
+    ],
+    ids=["get", "entry", "exists", "get_many", "items", "set", "set_many", "delete"],
+)
+async def test_an_illegal_scope(operation: Any, scope: Any, scope_id: Any) -> None:
+    with pytest.raises(InvalidInputError):
+        await operation(scope=scope, scope_id=scope_id)
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda: MEMORY.set("k", object()),
+        lambda: MEMORY.set("k", float("nan")),
+        lambda: MEMORY.create("k", {1}),
+        lambda: MEMORY.set_many({"k": 2**64}),
+        lambda: MEMORY.set_many({}),
+        lambda: MEMORY.set_many({str(number): 1 for number in range(1001)}),
+        lambda: MEMORY.set("k", 1, ttl=0),
+        lambda: MEMORY.set("k", 1, ttl=-1),
+        lambda: MEMORY.set("k", 1, ttl="soon"),
+        lambda: MEMORY.set("k", 1, ttl=float("nan")),
+        lambda: MEMORY.create("k", 1, ttl=-1),
+        lambda: MEMORY.set_many({"k": 1}, ttl=-1),
+        lambda: MEMORY.set("k", 1, if_revision=-1),
+        lambda: MEMORY.set("k", 1, if_revision=True),
+        lambda: MEMORY.set("k", 1, event_id="a b"),
+        lambda: MEMORY.delete("k", if_revision="1"),
+        lambda: MEMORY.increment("k", by="1"),
+        lambda: MEMORY.get_many("keys"),
+        lambda: MEMORY.get("k", consistency="lucky"),
+        lambda: MEMORY.clear(),
+        lambda: taken(MEMORY.history(limit=0)),
+        lambda: taken(MEMORY.history(since=NAIVE)),
+        lambda: taken(MEMORY.history(until="yesterday")),
+        lambda: taken(MEMORY.history(since=-1)),
+        lambda: taken(MEMORY.watch(start="yesterday")),
+        lambda: taken(MEMORY.watch(start=NAIVE)),
+        lambda: taken(MEMORY.watch(start=-1)),
+    ],
+    ids=range(27),
+)
+async def test_an_illegal_argument(operation: Callable[[], Awaitable[Any]]) -> None:
+    with pytest.raises(InvalidInputError):
+        await operation()
