@@ -9,6 +9,7 @@ import os
 import platform
 import signal
 import sys
+import traceback
 from collections.abc import Awaitable, Callable, Mapping
 
 from rich.console import Console
@@ -49,10 +50,13 @@ def main() -> None:
     unknown = [name for name in arguments.names if name not in BENCHMARKS]
     if unknown:
         parser.error(f"no such benchmark: {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
-    asyncio.run(_run(arguments.names or list(BENCHMARKS), quick=arguments.quick, as_json=arguments.json))
+    failed = asyncio.run(_run(arguments.names or list(BENCHMARKS), quick=arguments.quick, as_json=arguments.json))
+    if failed:
+        sys.exit(f"broke off: {', '.join(failed)}")
 
 
-async def _run(names: list[str], *, quick: bool, as_json: bool) -> None:
+async def _run(names: list[str], *, quick: bool, as_json: bool) -> list[str]:
+    """Run these one after the other; return those that broke off. To miss a target is not to break off."""
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)  # so that servers are stopped
@@ -63,14 +67,21 @@ async def _run(names: list[str], *, quick: bool, as_json: bool) -> None:
             f"agentfield {__version__}, Python {platform.python_version()}, {os.cpu_count()} cores, load {load:.1f}"
             f"{', quick' if quick else ''}"
         )
+    failed = []
     for name in names:
-        async with surroundings(quick=quick) as here:
-            table = await BENCHMARKS[name](here)
+        try:
+            async with surroundings(quick=quick) as here:
+                table = await BENCHMARKS[name](here)
+        except Exception:  # noqa: BLE001  # whatever it was: the others can still be measured
+            traceback.print_exc()
+            failed.append(name)
+            continue
         if as_json:
             print(json.dumps({"benchmark": name, **table.as_object()}), flush=True)
         else:
             console.print()
             table.show(console)
+    return failed
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from agentfield.subject import Subjects
 from benchmarks.consuming import raw_consumer
 from benchmarks.measuring import Operation, Span, rates, times
 from benchmarks.report import Table, Target
-from benchmarks.surroundings import LOG, NAMESPACE, PAYLOAD, VALUE, Surroundings, redis_client, redis_port
+from benchmarks.surroundings import LOG, NAMESPACE, PATIENCE, PAYLOAD, VALUE, Surroundings, redis_client, redis_port
 
 _KEY = "feature_flags"
 _TOGETHER = 100
@@ -32,7 +32,7 @@ async def get_cached(here: Surroundings) -> Table:
         contestants: dict[str, Operation] = {
             "cached get, through four scopes": _many(lambda: memory.get(_KEY, consistency="cached")),
             "cached get, in one scope": _many(lambda: memory.get(_KEY, scope="global", consistency="cached")),
-            "raw direct get": _many(lambda: client.request(subject)),
+            "raw direct get": _many(lambda: client.request(subject, timeout=PATIENCE)),
         }
         if redis is not None:
             plain, asynchronous = redis
@@ -87,7 +87,7 @@ async def applied(here: Surroundings) -> Table:
             assert cache.freshness.keys == _KEYS
             return span
 
-        raw = raw_consumer(client.jetstream(), ">", amount, start=first)
+        raw = raw_consumer(client.jetstream(timeout=PATIENCE), ">", amount, start=first)
         found = await rates({"raw": raw, "ours": apply}, rounds=rounds)
     table = Table(f"{amount:,} events applied to a near-cache of {_KEYS:,} keys", ("events a second",))
     table.add("raw pull consumer, decodes only", found["raw"].typical, ratio=1.0)

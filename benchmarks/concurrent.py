@@ -10,7 +10,7 @@ from agentfield.scope import GLOBAL
 from agentfield.subject import Subjects
 from benchmarks.measuring import Burst, Span, rates
 from benchmarks.report import Table, Target
-from benchmarks.surroundings import LOG, NAMESPACE, PAYLOAD, VALUE, Surroundings, raw_stream
+from benchmarks.surroundings import LOG, NAMESPACE, PATIENCE, PAYLOAD, VALUE, Surroundings, raw_stream
 
 TASKS = 64
 _LIMIT = 0.85
@@ -21,7 +21,7 @@ async def concurrent(here: Surroundings) -> Table:
     each = here.scale(100, 30)
     async with here.raw() as client, here.agent() as agent:
         await raw_stream(client)
-        stream = client.jetstream()
+        stream = client.jetstream(timeout=PATIENCE)
         memory = agent.memory
         for number in range(TASKS):
             await memory.set(f"shared_{number}", VALUE, scope="global")
@@ -34,7 +34,7 @@ async def concurrent(here: Surroundings) -> Table:
             await memory.set(f"own_{task}", VALUE)
 
         async def direct_get(task: int) -> None:
-            await client.request(direct[task])
+            await client.request(direct[task], timeout=PATIENCE)
 
         async def get(task: int) -> None:
             await memory.get(f"shared_{task}")

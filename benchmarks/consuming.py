@@ -10,7 +10,7 @@ from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
 from benchmarks.measuring import Burst, Span
-from benchmarks.surroundings import LOG
+from benchmarks.surroundings import LOG, PATIENCE
 
 _FETCHED = 1000
 
@@ -34,7 +34,7 @@ def raw_consumer(stream: JetStreamContext, subject_filter: str, amount: int, *, 
         begun = time.perf_counter()
         count = 0
         while count < amount:
-            messages = await subscription.fetch(_FETCHED)
+            messages = await subscription.fetch(_FETCHED, timeout=PATIENCE)
             for message in messages:
                 orjson.loads(message.data)
             count += len(messages)

@@ -13,7 +13,7 @@ from agentfield import Agent, Event
 from benchmarks.consuming import raw_consumer
 from benchmarks.measuring import Span, rates, times
 from benchmarks.report import Table, Target
-from benchmarks.surroundings import NAMESPACE, PAYLOAD, RAW, VALUE, Surroundings, raw_stream
+from benchmarks.surroundings import NAMESPACE, PATIENCE, PAYLOAD, RAW, VALUE, Surroundings, raw_stream
 
 _KEYS = 1000
 _FILTER = f"{NAMESPACE}.memory.global.global.event.>"
@@ -33,7 +33,7 @@ async def latency(here: Surroundings) -> Table:
 
     async with here.raw() as client, agent:
         await raw_stream(client)
-        stream = client.jetstream()
+        stream = client.jetstream(timeout=PATIENCE)
         subscription = await stream.subscribe("raw.ping.>", stream=RAW, ordered_consumer=True, cb=callback)
 
         async def ours() -> None:
@@ -67,7 +67,7 @@ async def handled(here: Surroundings) -> Table:
             await writer.memory.set_many(
                 {f"event_{key}": {**VALUE, "number": begin + key} for key in range(_KEYS)}, scope="global"
             )
-        stream = client.jetstream()
+        stream = client.jetstream(timeout=PATIENCE)
 
         async def ours() -> Span:
             agent = Agent(f"bench-{next(numbers)}", nats_url=here.url, namespace=NAMESPACE)

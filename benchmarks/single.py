@@ -9,7 +9,7 @@ from agentfield.scope import GLOBAL
 from agentfield.subject import Subjects
 from benchmarks.measuring import Operation, Times, times
 from benchmarks.report import Table, Target
-from benchmarks.surroundings import LOG, NAMESPACE, PAYLOAD, VALUE, Surroundings, raw_stream
+from benchmarks.surroundings import LOG, NAMESPACE, PATIENCE, PAYLOAD, VALUE, Surroundings, raw_stream
 
 COLUMNS = ("p50 ms", "p99 ms")
 _KEY = "ticket_42_sentiment"
@@ -20,7 +20,7 @@ async def writing(here: Surroundings) -> Table:
     """``set`` against nats-py's publish and acknowledgement, bare and with the two headers that every event has."""
     async with here.raw() as client, here.agent() as agent:
         await raw_stream(client)
-        stream = client.jetstream()
+        stream = client.jetstream(timeout=PATIENCE)
         writer = Writer(agent="bench", execution_id=new_id(), workflow_id="wf-1", session_id="user-42")
 
         async def bare() -> None:
@@ -54,7 +54,7 @@ async def reading(here: Surroundings) -> Table:
         subject = f"{_DIRECT}.{Subjects(NAMESPACE).memory(GLOBAL, _KEY)}"
 
         async def direct() -> None:
-            await client.request(subject)
+            await client.request(subject, timeout=PATIENCE)
 
         async def get_through_four() -> None:
             await agent.memory.get(_KEY)

@@ -38,6 +38,8 @@ VALUE = {
 }
 """What is written and read: the size and shape of what agents share."""
 PAYLOAD = orjson.dumps(VALUE)
+PATIENCE = 30.0
+"""Seconds that plain NATS is given for one answer; its own default is too short for a machine that is busy."""
 _REDIS_START = 10.0
 
 
@@ -103,7 +105,7 @@ async def raw_stream(client: RawClient) -> None:
         "duplicate_window": 120_000_000_000,
         "compression": "s2",
     }
-    answer = orjson.loads((await client.request(f"$JS.API.STREAM.CREATE.{RAW}", orjson.dumps(config))).data)
+    answer = orjson.loads((await client.request(f"$JS.API.STREAM.CREATE.{RAW}", orjson.dumps(config), PATIENCE)).data)
     if "error" in answer:
         raise RuntimeError(f"the raw stream: {answer['error']}")
 

@@ -14,7 +14,7 @@ from agentfield.scope import GLOBAL
 from agentfield.subject import Subjects
 from benchmarks.measuring import Burst, Operation, Span, rates, times
 from benchmarks.report import Table, Target
-from benchmarks.surroundings import LOG, NAMESPACE, PAYLOAD, VALUE, Surroundings, raw_stream
+from benchmarks.surroundings import LOG, NAMESPACE, PATIENCE, PAYLOAD, VALUE, Surroundings, raw_stream
 
 READ = 100
 WRITTEN = 1000
@@ -31,14 +31,14 @@ async def get_many(here: Surroundings) -> Table:
         question = orjson.dumps({"multi_last": subjects, "batch": READ})
 
         async def direct() -> None:
-            await client.request(f"{_DIRECT}.{subjects[0]}")
+            await client.request(f"{_DIRECT}.{subjects[0]}", timeout=PATIENCE)
 
         async def answers_counted() -> None:
             """The cheapest a client can be: count the answers, parse nothing of ours."""
             inbox = client.new_inbox()
             subscription = await client.subscribe(inbox)
             await client.publish(_DIRECT, question, reply=inbox)
-            while not (await subscription.next_msg()).headers.get("Status"):  # type: ignore[union-attr]
+            while not (await subscription.next_msg(PATIENCE)).headers.get("Status"):  # type: ignore[union-attr]
                 pass
             await subscription.unsubscribe()
 
@@ -83,7 +83,7 @@ async def set_many(here: Surroundings) -> Table:
                     await client.publish(f"raw.{number}", orjson.dumps(VALUE), headers=headers)
                 headers = {"Nats-Batch-Id": name, "Nats-Batch-Sequence": str(WRITTEN), "Nats-Batch-Commit": "1"}
                 answer = await client.request(
-                    f"raw.{WRITTEN}", orjson.dumps(VALUE), headers=headers | more(), timeout=30
+                    f"raw.{WRITTEN}", orjson.dumps(VALUE), headers=headers | more(), timeout=PATIENCE
                 )
                 if "error" in orjson.loads(answer.data):
                     raise RuntimeError(f"the raw batch: {answer.data!r}")
@@ -114,7 +114,7 @@ async def transaction(here: Surroundings) -> Table:
     """A transaction over two keys, as a blind write and as a transfer that reads both first, against one set."""
     async with here.raw() as client, here.agent() as agent:
         await raw_stream(client)
-        stream = client.jetstream()
+        stream = client.jetstream(timeout=PATIENCE)
         memory = agent.memory
         await memory.set_many({"account_1": 1_000_000, "account_2": 0})
 

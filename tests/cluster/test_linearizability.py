@@ -6,6 +6,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -69,8 +70,8 @@ async def test_on_one_server_that_is_killed_and_paused(fresh_server: NatsServer,
     notes = await record([fresh_server.url], namespace, 9.0, weather)
     judge(notes)
     seen = counts(notes)
-    assert min(seen["read", True], seen["write", True], seen["cas", True], seen["cas", False]) > 10, seen
-    assert seen["write", None] + seen["cas", None] > 0, "some outcomes were not known"
+    assert min(seen["read", True], seen["write", True], seen["cas", True], seen["cas", False]) > 5, seen
+    assert _longest_silence(notes) > 1.0, "the pause was felt"
 
 
 @pytest.mark.slow
@@ -102,6 +103,12 @@ async def test_on_three_servers_whose_leader_is_killed_and_paused(cluster: Clust
     assert doubtful[0][0] < max(note["returned"] for note in notes), "they still worked when the old leader came back"
     replicas = [note for note in notes if note["kind"] == "write" and note["done"] and note["called"] > doubtful[0][1]]
     assert replicas, "and afterwards, too"
+
+
+def _longest_silence(notes: list[Note]) -> float:
+    """The longest time in which no operation began and succeeded."""
+    begun = sorted(float(note["called"]) for note in notes if note["done"])
+    return max(later - earlier for earlier, later in pairwise(begun))
 
 
 def _within(note: Note, spans: list[tuple[float, float]]) -> bool:

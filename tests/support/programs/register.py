@@ -25,7 +25,7 @@ async def client(memory: Memory, name: str, registers: int, ends: float, notes: 
         if time.monotonic() >= ends:
             return
         key, value = f"register_{random.randrange(registers)}", f"{name}-{number}"
-        match random.choice(["strong", "linearizable", "write", "cas", "cas"]):
+        match random.choice(["strong", "linearizable", "write", "write", "cas", "cas"]):
             case "write":
                 await noted(notes, client=name, key=key, kind="write", value=value, action=memory.set(key, value))
             case "cas":
@@ -35,6 +35,7 @@ async def client(memory: Memory, name: str, registers: int, ends: float, notes: 
                 if found is None:
                     continue
                 expected, revision = found
+                await asyncio.sleep(random.uniform(0.0, 0.02))  # somebody else may be faster
                 action = memory.set(key, value, if_revision=revision)
                 await noted(notes, client=name, key=key, kind="cas", expected=expected, value=value, action=action)
             case mode:
