@@ -3,6 +3,7 @@
 #
 # PYTHON=/path/to/python3.12 make test    chooses the interpreter
 # make test PYTEST_ARGS="-k memory -x"    passes more to pytest
+# make bench BENCH_ARGS="set get --quick" passes more to the benchmarks, SOAK_ARGS to the soak
 
 VENV := .venv
 LOWEST := .venv-lowest
@@ -12,6 +13,8 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 PIP_ITSELF := 'pip>=25.1'
 DEVELOPMENT := --editable '.[ai,speed]' --group dev
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
+SOAK_ARGS ?=
 # Files of tests run side by side: most of a test's time is waiting for a server, a timer or a process.
 WORKERS ?= 2
 
@@ -73,10 +76,11 @@ lower-bounds-short: $(LOWEST)/.installed
 	$(LOWEST)/bin/python -m pytest tests/integration -m smoke
 
 bench: $(VENV)/.installed-development
-	$(BIN)/python -m benchmarks
+	$(BIN)/python $(PIP_INSTALL) --group bench
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 soak: $(VENV)/.installed-development
-	$(BIN)/python -m benchmarks.soak
+	$(BIN)/python -m benchmarks.soak $(SOAK_ARGS)
 
 clean:
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
