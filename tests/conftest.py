@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import signal
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -17,6 +18,9 @@ _KEPT = "AGENTFIELD_TEST_"
 def _sealed_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep the user's settings out and the user's data alone, and leave no process behind."""
     session = secrets.token_hex(8)
+    # A shell without job control starts what it puts into the background with SIGINT ignored, and that is inherited: the
+    # programs under test would never see Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.MonkeyPatch.context() as environment:
         for name in list(os.environ):
             if name.startswith(_OURS) and not name.startswith(_KEPT):
@@ -76,10 +80,11 @@ def _native_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluste
 
 @pytest.fixture
 def cluster(_native_cluster: Cluster) -> Iterator[Cluster]:
-    """Return the session's three-node cluster, whole at the start of the test; it is healed afterwards."""
+    """Return the session's three-node cluster, whole and empty at the start of the test."""
     _native_cluster.heal_now()
     yield _native_cluster
     _native_cluster.heal_now()
+    _native_cluster.wipe_now()
 
 
 @pytest.fixture(scope="session")
@@ -97,10 +102,11 @@ def _container_cluster() -> Iterator[Cluster]:
 
 @pytest.fixture
 def docker_cluster(_container_cluster: Cluster) -> Iterator[Cluster]:
-    """Return the session's cluster of three containers, whole at the start of the test; it is healed afterwards."""
+    """Return the session's cluster of three containers, whole and empty at the start of the test."""
     _container_cluster.heal_now()
     yield _container_cluster
     _container_cluster.heal_now()
+    _container_cluster.wipe_now()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

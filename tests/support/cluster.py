@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tests.support import monitor
+from tests.support import monitor, streams
 from tests.support.native import NatsServer
 from tests.support.node import Node
 from tests.support.ports import PortTakenError, free_ports
@@ -71,6 +71,10 @@ class Cluster:
     def wait_formed_now(self) -> None:
         """Return when all agree on a leader, it sees every peer current, and every node's JetStream has caught up."""
         wait_until(self._formed, within=_FORMED_WITHIN, what="the three nodes are one healthy cluster")
+
+    def wipe_now(self) -> None:
+        """Delete every stream: a node that starts has to recover each, and is not whole before it has."""
+        streams.delete_all_now(self.nodes[0].url)
 
     def dispose(self) -> None:
         """End every node."""
