@@ -18,8 +18,8 @@ _KEPT = "AGENTFIELD_TEST_"
 def _sealed_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep the user's settings out and the user's data alone, and leave no process behind."""
     session = secrets.token_hex(8)
-    # A shell without job control starts what it puts into the background with SIGINT ignored, and that is inherited: the
-    # programs under test would never see Ctrl-C.
+    # A shell without job control starts what it puts into the background with SIGINT ignored, and that is inherited:
+    # the programs under test would never see Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.MonkeyPatch.context() as environment:
         for name in list(os.environ):
