@@ -66,7 +66,8 @@ def validate_as(value: Any, as_type: type[T]) -> T:
         return adapter.validate_json(orjson.dumps(value), by_alias=True, by_name=True)
     except ValidationError as error:
         raise InvalidInputError(
-            f"stored value {shown(value)} is not a {_name(as_type)}: {faults(error)}; read it without as_type to see it"
+            f"stored value {shown(value)} does not fit as_type {_name(as_type)}: {faults(error)}; "
+            "read it without as_type to see it"
         ) from error
     except (PydanticUserError, PydanticUndefinedAnnotation) as error:
         raise InvalidInputError(
@@ -76,8 +77,13 @@ def validate_as(value: Any, as_type: type[T]) -> T:
 
 def faults(error: ValidationError) -> str:
     """What is wrong with a value, by place: the first three faults, and how many there are besides."""
-    found = [f"{_path(fault['loc'])} {fault['msg']}" for fault in error.errors(include_url=False)]
+    found = [f"{_path(fault['loc'])}: {_clause(fault['msg'])}" for fault in error.errors(include_url=False)]
     return "; ".join(found[:_FAULTS]) + (f"; and {len(found) - _FAULTS} more" if len(found) > _FAULTS else "")
+
+
+def _clause(message: str) -> str:
+    """A sentence of Pydantic's as a part of ours."""
+    return message[:1].lower() + message[1:]
 
 
 def _plain(value: Any) -> Any:

@@ -49,6 +49,11 @@ class Events(Base):
             raise InvalidInputError(
                 "on_change belongs to an agent: use app.memory.on_change, or `async for … in memory.watch()`"
             )
+        if callable(patterns):
+            raise InvalidInputError(
+                f"on_change without a pattern for {getattr(patterns, '__name__', patterns)!r}: write "
+                '@app.memory.on_change("order_*_status"), or ("*") to hear every key'
+            )
         scopes = event_scopes(Place(None, None, self._actor_id, self._bound), scope, scope_id)
 
         def declare(function: F) -> F:
@@ -116,7 +121,9 @@ class Events(Base):
         aware datetime; or a revision, the first one wanted. A :class:`CaughtUp` stands between what had happened
         before the call and what comes after. Events are taken from the server only as fast as they are consumed.
         """
-        if start not in _STARTS:
+        if isinstance(start, str) and start not in _STARTS:
+            raise InvalidInputError(f"start={start!r}: 'new', 'current', 'all', an aware datetime, or a revision")
+        if not isinstance(start, str):
             check_point(start, "start")
         patterns = [Pattern.parse(pattern)]
         scopes = event_scopes(self._place(), scope, scope_id)

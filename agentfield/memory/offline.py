@@ -50,9 +50,10 @@ class OfflineBuffer:
     """Writes that are stored as soon as the server is there; made by ``Memory.offline``, used as ``async with``.
 
     ``set`` and ``delete`` return at once with the event id under which the write will be stored. ``depth`` says how
-    many wait, ``failed`` which were refused for good and why. Leaving the block waits until all are stored, at most
-    ``timeout`` seconds; then :class:`UnavailableError` names what still waits. They live in this process's memory: a
-    crash loses those that wait, which is why this is opt-in.
+    many wait, ``failed`` which were refused for good and why. Leaving the block, also by an exception, waits until all
+    are stored, at most ``timeout`` seconds; then :class:`UnavailableError` names what still waits (as a note on the
+    exception, if one is on its way). A cancellation does not wait: what is left is named in the log. Writes that wait
+    live in this process's memory: a crash loses them, which is why this is opt-in.
     """
 
     def __init__(
@@ -94,10 +95,15 @@ class OfflineBuffer:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Wait until everything is stored, then stop."""
+        """Wait until everything is stored, then stop; nothing waits for a cancelled block."""
         try:
-            if kind is None:
+            if error is None:
                 await self.flush()
+            elif isinstance(error, Exception):
+                try:
+                    await self.flush()
+                except UnavailableError as left:
+                    error.add_note(f"offline buffer: {left}")
         finally:
             sender, self._sender = self._sender, None
             if sender is not None:

@@ -105,10 +105,10 @@ def registration(
         raise InvalidInputError(f"handler name {chosen!r}: 1 to 64 of A-Z a-z 0-9 _ -; give another with name=…")
     if not (start in ("new", "all") if isinstance(start, str) else _is_point(start)):
         raise InvalidInputError(f"start={start!r}: 'new', 'all', an aware datetime, or a revision")
-    if not _is_count(concurrency, 1) or not _is_count(retries, 0):
-        raise InvalidInputError(
-            f"concurrency={concurrency!r}, retries={retries!r}: whole numbers, at least 1 and at least 0"
-        )
+    if not _is_count(concurrency, 1):
+        raise InvalidInputError(f"concurrency={concurrency!r}: a whole number, at least 1")
+    if not _is_count(retries, 0):
+        raise InvalidInputError(f"retries={retries!r}: a whole number, at least 0 (then no second try is made)")
     if timeout is not None and not _is_span(timeout):
         raise InvalidInputError(f"timeout={timeout!r}: seconds, above 0, or None")
     return Registration(

@@ -61,6 +61,10 @@ class Writes(Base):
         """
         check_revision(if_revision)
         check_write(key, ttl, event_id)
+        if fence is not None and not isinstance(fence, Lock):
+            raise InvalidInputError(
+                f"fence={fence!r} is no lock: hold one with `async with memory.lock(…) as lock` and give fence=lock"
+            )
         target = write_scope(self._place(), scope, scope_id)
         encoded = self.schemas.encode(key, value)
         fabric = await self._fabric()
@@ -68,7 +72,7 @@ class Writes(Base):
             fabric, target, key, "set", encoded.payload, self._writer(), ttl=ttl, event_id=event_id, stamp=encoded.stamp
         )
         if fence is not None:
-            return await self._store_fenced(fabric, write, if_revision, fence)
+            return await self._store_fenced(fabric, write, if_revision, fence, repeated=event_id is not None)
         return await self._store(fabric, write, if_revision, repeated=event_id is not None)
 
     async def create(
@@ -199,6 +203,8 @@ class Writes(Base):
         ttl: float | None = None,
     ) -> int:
         """Store several values, all or none, and return the revision of the last; at most 1,000 at once."""
+        if not isinstance(values, Mapping):
+            raise InvalidInputError(f"set_many of a {type(values).__name__}: give a dict of keys and values")
         if not values:
             raise InvalidInputError("set_many of nothing: give at least one key and value")
         if len(values) > MAX_BATCH:
@@ -274,13 +280,15 @@ class Writes(Base):
         self.seen.saw(revision)
         return revision
 
-    async def _store_fenced(self, fabric: Fabric, write: Write, if_revision: int | None, lock: Lock) -> int:
+    async def _store_fenced(
+        self, fabric: Fabric, write: Write, if_revision: int | None, lock: Lock, *, repeated: bool
+    ) -> int:
         """Store a write that the server accepts only while the lock is ours."""
         while True:
             fence = lock.fence()
             expectations = [fence] if if_revision is None else [fence, Expectation(write.subject, if_revision)]
             try:
-                revision = await store_together(fabric, self._lifetimes, [write], expectations)
+                revision = await store_together(fabric, self._lifetimes, [write], expectations, repeated=repeated)
             except Conflict:
                 if not await lock.still_ours():
                     raise await lock.lost() from None

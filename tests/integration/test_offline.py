@@ -6,6 +6,7 @@ import pytest
 
 import agentfield
 from agentfield.errors import InvalidInputError, UnavailableError
+from agentfield.memory.offline import OfflineBuffer
 from tests.support import NatsServer, eventually
 
 
@@ -26,6 +27,24 @@ async def test_writes_given_while_the_server_is_away_are_stored_in_order_when_it
         assert [event.data for event in stored] == list(range(20))
         assert [event.id for event in stored] == ids
         assert not await memory.exists("before")
+
+
+async def test_an_exception_in_the_block_drops_nothing_that_was_taken(fresh_server: NatsServer, namespace: str) -> None:
+    async with agentfield.connect(fresh_server.url, namespace=namespace, timeout=0.5) as memory:
+
+        async def fails(buffer: OfflineBuffer) -> None:
+            async with buffer:
+                for number in range(20):
+                    buffer.set(f"k_{number}", number)
+                raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            await fails(memory.offline())
+        assert await memory.get_many([f"k_{number}" for number in range(20)]) == {f"k_{n}": n for n in range(20)}
+        await fresh_server.kill()
+        with pytest.raises(ZeroDivisionError) as raised:
+            await fails(memory.offline(timeout=0.3))
+        assert "20 writes still wait for the server after 0.3 s: 'k_0'" in raised.value.__notes__[0]
 
 
 async def test_a_full_buffer_refuses_and_says_so(fresh_server: NatsServer, namespace: str) -> None:

@@ -115,9 +115,24 @@ async def test_an_illegal_scope(operation: Any, scope: Any, scope_id: Any) -> No
         lambda: taken(MEMORY.watch(start="yesterday")),
         lambda: taken(MEMORY.watch(start=NAIVE)),
         lambda: taken(MEMORY.watch(start=-1)),
+        lambda: MEMORY.set_many(["k"]),
+        lambda: MEMORY.set("k", 1, fence="lock"),
     ],
-    ids=range(27),
+    ids=range(29),
 )
 async def test_an_illegal_argument(operation: Callable[[], Awaitable[Any]]) -> None:
     with pytest.raises(InvalidInputError):
         await operation()
+
+
+async def test_a_watch_that_cannot_begin_there_names_what_can_be_said() -> None:
+    with pytest.raises(InvalidInputError, match="'new', 'current', 'all', an aware datetime, or a revision"):
+        await taken(MEMORY.watch(start="foo"))
+
+
+def test_a_handler_without_a_pattern_is_refused_and_not_silently_deaf() -> None:
+    async def react(event: object) -> None:
+        raise AssertionError("something came")
+
+    with pytest.raises(InvalidInputError, match=r"on_change without a pattern for 'react'.*@app\.memory\.on_change\("):
+        MEMORY.on_change(react)
