@@ -5,6 +5,7 @@ nodes find each other over a network of their own; clients reach them through po
 """
 
 import io
+import secrets
 import tarfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -25,8 +26,10 @@ _FORM_TRIES = 5
 _CLIENT_PORT = "4222/tcp"
 _MONITOR_PORT = "8222/tcp"
 
+# The label makes the image this session's own: sessions side by side would otherwise share one, and remove it together.
 _DOCKERFILE = """
 FROM scratch
+LABEL session={session}
 COPY nats-server /nats-server
 COPY server.conf /server.conf
 ENTRYPOINT ["/nats-server", "--config", "/server.conf"]
@@ -152,7 +155,10 @@ def _image() -> Iterator[str]:
     context = io.BytesIO()
     with tarfile.open(fileobj=context, mode="w") as archive:
         archive.add(binary(), "nats-server")
-        for name, text in (("Dockerfile", _DOCKERFILE), ("server.conf", _CONFIG.format(routes=routes))):
+        for name, text in (
+            ("Dockerfile", _DOCKERFILE.format(session=secrets.token_hex(8))),
+            ("server.conf", _CONFIG.format(routes=routes)),
+        ):
             content = text.encode()
             entry = tarfile.TarInfo(name)
             entry.size = len(content)
