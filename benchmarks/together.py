@@ -121,6 +121,14 @@ async def transaction(here: Surroundings) -> Table:
         async def publish() -> None:
             await stream.publish("raw.account", PAYLOAD)
 
+        async def publish_two() -> None:
+            name = {"Nats-Batch-Id": new_id()}
+            await client.publish("raw.account_1", PAYLOAD, headers=name | {"Nats-Batch-Sequence": "1"})
+            commit = name | {"Nats-Batch-Sequence": "2", "Nats-Batch-Commit": "1"}
+            answer = await client.request("raw.account_2", PAYLOAD, headers=commit, timeout=PATIENCE)
+            if "error" in orjson.loads(answer.data):
+                raise RuntimeError(f"the raw batch: {answer.data!r}")
+
         async def store() -> None:
             await memory.set("account_3", 5)
 
@@ -140,6 +148,7 @@ async def transaction(here: Surroundings) -> Table:
             "transaction that writes two keys": write_two,
             "transaction that reads and writes two keys": transfer,
             "raw publish + ack": publish,
+            "raw atomic batch of two": publish_two,
         }
         found = await times(contestants, rounds=here.scale(20, 5), calls=here.scale(40, 25))
     table = Table("a two-key transaction against one set", ("p50 ms", "p99 ms"))
