@@ -37,7 +37,7 @@ endef
 .PHONY: help demo test check lint format types lower-bounds lower-bounds-short bench soak clean distclean
 
 help:
-	@echo "make demo          run the example: five agents that share memory, on a server of their own"
+	@echo "make demo          run the example: nine agents that share memory, on a server of their own"
 	@echo "make test          lint, types, and every test, on the newest and (shortly) on the lowest dependencies"
 	@echo "make check         the same, and the formatting"
 	@echo "make format        format the code and sort its imports"

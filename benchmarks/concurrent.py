@@ -6,6 +6,9 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 
+from agentfield.codec import encode_event
+from agentfield.event import Writer
+from agentfield.execution import new_id
 from agentfield.scope import GLOBAL
 from agentfield.subject import Subjects
 from benchmarks.measuring import Burst, Span, rates
@@ -25,10 +28,16 @@ async def concurrent(here: Surroundings) -> Table:
         memory = agent.memory
         for number in range(TASKS):
             await memory.set(f"shared_{number}", VALUE, scope="global")
+        writer = Writer(agent="bench", execution_id=new_id(), workflow_id="wf-1", session_id="user-42")
+        into_log = [Subjects(NAMESPACE).memory(GLOBAL, f"raw_{n}") for n in range(TASKS)]
         direct = [f"$JS.API.DIRECT.GET.{LOG}.{Subjects(NAMESPACE).memory(GLOBAL, f'shared_{n}')}" for n in range(TASKS)]
 
         async def publish(task: int) -> None:
             await stream.publish(f"raw.{task}", PAYLOAD)
+
+        async def publish_into_log(task: int) -> None:
+            headers = encode_event(event_id=new_id(), operation="set", writer=writer)
+            await stream.publish(into_log[task], PAYLOAD, headers=headers)
 
         async def store(task: int) -> None:
             await memory.set(f"own_{task}", VALUE)
@@ -43,12 +52,17 @@ async def concurrent(here: Surroundings) -> Table:
             await memory.get(f"shared_{task}", scope="global")
 
         rounds = here.scale(12, 4)
-        writing = await rates({"raw": _burst(publish, each), "set": _burst(store, each)}, rounds=rounds)
+        writing = await rates(
+            {"raw": _burst(publish, each), "log": _burst(publish_into_log, each), "set": _burst(store, each)},
+            rounds=rounds,
+        )
         reading = await rates(
             {"raw": _burst(direct_get, each), "get": _burst(get, each), "one": _burst(get_in_one, each)}, rounds=rounds
         )
     table = Table(f"{TASKS} tasks at once, on one connection", ("a second",))
     table.add("raw publish + ack", writing["raw"].typical, ratio=1.0)
+    ratio = writing["log"].ratio_to(writing["raw"])
+    table.add("raw publish + ack of an event into the log, which fills a bucket", writing["log"].typical, ratio=ratio)
     ratio = writing["set"].ratio_to(writing["raw"])
     table.add("set", writing["set"].typical, ratio=ratio, targets=[Target(ratio, "≥", _LIMIT, "× raw")])
     table.add("raw direct get", reading["raw"].typical, ratio=1.0)

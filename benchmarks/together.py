@@ -74,16 +74,16 @@ async def set_many(here: Surroundings) -> Table:
         def event_headers() -> dict[str, str]:
             return encode_event(event_id=new_id(), operation="set", writer=writer)
 
-        def raw(more: Callable[[], dict[str, str]]) -> Burst:
+        def raw(more: Callable[[], dict[str, str]], prefix: str = "raw") -> Burst:
             async def batch() -> Span:
                 begun = time.perf_counter()
                 name = new_id()
                 for number in range(1, WRITTEN):
                     headers = {"Nats-Batch-Id": name, "Nats-Batch-Sequence": str(number)} | more()
-                    await client.publish(f"raw.{number}", orjson.dumps(VALUE), headers=headers)
+                    await client.publish(f"{prefix}.{number}", orjson.dumps(VALUE), headers=headers)
                 headers = {"Nats-Batch-Id": name, "Nats-Batch-Sequence": str(WRITTEN), "Nats-Batch-Commit": "1"}
                 answer = await client.request(
-                    f"raw.{WRITTEN}", orjson.dumps(VALUE), headers=headers | more(), timeout=PATIENCE
+                    f"{prefix}.{WRITTEN}", orjson.dumps(VALUE), headers=headers | more(), timeout=PATIENCE
                 )
                 if "error" in orjson.loads(answer.data):
                     raise RuntimeError(f"the raw batch: {answer.data!r}")
@@ -97,14 +97,17 @@ async def set_many(here: Surroundings) -> Table:
             await agent.memory.set_many(values)
             return Span(WRITTEN, time.perf_counter() - begun)
 
+        log = Subjects(NAMESPACE).memory(GLOBAL, "raw")
         found = await rates(
-            {"bare": raw(dict), "headers": raw(event_headers), "ours": ours},
+            {"bare": raw(dict), "headers": raw(event_headers), "log": raw(event_headers, log), "ours": ours},
             rounds=here.scale(30, 6),
         )
     table = Table(f"set_many of {WRITTEN:,} against a raw atomic batch", ("events a second",))
     table.add("raw atomic batch", found["bare"].typical, ratio=1.0)
     headers = found["headers"].ratio_to(found["bare"])
     table.add("raw atomic batch, with events' headers", found["headers"].typical, ratio=headers)
+    log_ratio = found["log"].ratio_to(found["bare"])
+    table.add("raw atomic batch of events into the log, which fills a bucket", found["log"].typical, ratio=log_ratio)
     ratio = found["ours"].ratio_to(found["bare"])
     table.add("set_many", found["ours"].typical, ratio=ratio, targets=[Target(ratio, "≥", 0.85, "× raw")])
     return table
