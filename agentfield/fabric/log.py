@@ -41,6 +41,7 @@ from agentfield.fabric.faults import (
 )
 from agentfield.fabric.jetstream import API, ATTEMPT, PATIENCE, api, backoff
 from agentfield.fabric.reader import Reader
+from agentfield.fabric.sharing import SharedReads
 from agentfield.fabric.topology import Topology
 
 logger = logging.getLogger("agentfield.log")
@@ -107,6 +108,7 @@ class Log:
         self._advisory = f"$JS.EVENT.ADVISORY.STREAM.UPDATED.{self.stream}"
         self._barrier = f"{connection.namespace}.checks.barrier"
         self._refresh = asyncio.Event()
+        self._shared = SharedReads(self._all_last)
 
     # -- the stream itself --------------------------------------------------------------------------------------------
 
@@ -288,6 +290,8 @@ class Log:
         if self.replicas == 1:
             if len(subjects) == 1:
                 return [await self._direct_last(subjects[0])]
+            if len(subjects) <= _FEW:
+                return await self._shared.last(subjects)
         elif len(subjects) <= _FEW and floor is None:
             return list(await asyncio.gather(*(self._leader_get({"last_by_subj": subject}) for subject in subjects)))
         found: dict[str, Record] = {}
@@ -363,6 +367,9 @@ class Log:
         start = moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
         record = await self._leader_get({"start_time": start, "next_by_subj": ">"})
         return record.sequence if record is not None else last + 1
+
+    async def _all_last(self, subjects: Sequence[str]) -> list[Record]:
+        return await self._multi_last(subjects) or []
 
     async def _direct_last(self, subject: str) -> Record | None:
         (answer,) = await self._patiently(f"{self._direct}.{subject}", b"", single=True)
