@@ -175,7 +175,9 @@ class PinnedConsumer:
                     if existing.get(name) is not None:
                         config[name] = existing[name]
                 if all(existing.get(name) == value for name, value in config.items() if name != "metadata" and value):
-                    return
+                    known = existing.get("metadata") or {}  # the server adds fields of its own
+                    if all(known.get(name) == value for name, value in config["metadata"].items()):
+                        return
             elif self._handled_floor is not None:  # deleted under us, and we know how far it had come
                 config.pop("opt_start_time", None)
                 config |= {"deliver_policy": "by_start_sequence", "opt_start_seq": self._handled_floor + 1}
