@@ -21,7 +21,7 @@ from agentfield.subject import Subjects
 
 
 class Fabric:
-    """A connection and the topology of one namespace, with its log, timers, objects and dead letters; see :meth:`open`."""
+    """A connection; and one namespace's topology, log, timers, objects and dead letters. Open with :meth:`open`."""
 
     def __init__(self, connection: Connection, topology: Topology, log: Log, drifts: Sequence[Drift]) -> None:
         self.connection = connection
