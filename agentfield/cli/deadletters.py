@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
@@ -17,10 +17,10 @@ from agentfield.cli.ending import DONE, FAILED, one_line
 from agentfield.cli.invocation import Invocation, command, group
 from agentfield.cli.letters import Choice, check_meant, choice_options, chosen, letter_of
 from agentfield.cli.output import Output, age, moment, visible
+from agentfield.cli.surveying import Surveyed, survey
 from agentfield.cli.waiting import wait
 from agentfield.errors import DecodeError
 from agentfield.event import Event
-from agentfield.fabric.durables import Durable, durables
 from agentfield.fabric.fabric import Fabric
 from agentfield.memory.letters import Letter, request
 from agentfield.memory.previous import PreviousTable
@@ -150,8 +150,8 @@ async def _replay(invocation: Invocation, numbers: Sequence[int], choice: Choice
             output.note("no such dead letters")
             return DONE
         first = int((await fabric.log.state())["first_seq"])
-        found = await durables(fabric.connection, fabric.log.stream, patience=invocation.patience)
-        handlers = {(durable.agent, durable.handler): durable for durable in found}
+        found = await survey(fabric.connection, fabric.topology, patience=invocation.patience)
+        handlers = {(each.durable.agent, each.durable.handler): each for each in found.handlers}
         asked: list[Letter] = []
         for letter in letters:
             if (reason := _hopeless(letter, handlers, first)) is not None:
@@ -170,7 +170,7 @@ async def _replay(invocation: Invocation, numbers: Sequence[int], choice: Choice
     return DONE if len(asked) == len(letters) else FAILED
 
 
-def _hopeless(letter: Letter, handlers: dict[tuple[str, str], Durable], first: int) -> str | None:
+def _hopeless(letter: Letter, handlers: Mapping[tuple[str, str], Surveyed], first: int) -> str | None:
     if (letter.agent, letter.handler) not in handlers:
         return f"there is no handler {letter.agent}.{letter.handler} any more: serve it, or drop the letter"
     if letter.revision is None or letter.revision < first:

@@ -24,8 +24,9 @@ from agentfield.fabric.topology import StreamSpec, Topology
 from agentfield.local import Server, find_server
 from agentfield.settings import Settings
 
-_SECOND_LOOK = 1.0
-"""Seconds until a bucket that is behind is looked at again: a burst of writes is no fault."""
+_LOOKS = 5
+"""How often a bucket is looked at that is behind, or was not filled yet: that it is new, or a burst, is no fault."""
+_PAUSE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +87,10 @@ async def _look(connection: Connection, embedded: Server | None, patience: float
     topology = Topology(connection.namespace)
     account = await api(connection, "INFO", patience=patience)
     streams = await _streams(connection, topology, patience)
-    if any(_is_behind(streams.get(spec.name)) for spec in topology.buckets):
-        await asyncio.sleep(_SECOND_LOOK)
+    for _ in range(_LOOKS - 1):
+        if not any(_is_behind(streams.get(spec.name)) for spec in topology.buckets):
+            break
+        await asyncio.sleep(_PAUSE)
         streams = await _streams(connection, topology, patience)
     there = streams[topology.log.name] is not None and streams[topology.deadletters.name] is not None
     timers = streams[topology.timers.name] is not None
@@ -131,7 +134,7 @@ def sources(info: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
 
 
 def _is_behind(info: Mapping[str, Any] | None) -> bool:
-    return info is not None and any(int(source.get("lag", 0)) for source in sources(info))
+    return info is not None and any(source.get("lag") or int(source["active"]) < 0 for source in sources(info))
 
 
 async def _overdue(connection: Connection, topology: Topology, patience: float) -> tuple[int, float]:

@@ -45,19 +45,19 @@ async def _look(invocation: Invocation) -> Survey:
 
 def _print(handlers: Sequence[Surveyed], output: Output) -> None:
     now = time.time()
-    columns = ("handler", "patterns", "instances", "behind", "active", "letters")
+    columns = ("handler", "patterns", "served", "behind", "last", "dead")
     rows = [
         (
             handler.name,
             visible(" ".join(handler.durable.patterns)) or "-",
-            str(handler.instances) if handler.instances or not handler.is_served else "some",
+            str(handler.instances) if handler.instances or not handler.is_served else "yes",
             f"{handler.durable.lag:,}",
             "never" if (last := handler.durable.last_active) is None else age(now - last.timestamp()),
             str(handler.letters),
         )
         for handler in handlers
     ]
-    output.table(columns, rows, right=("instances", "behind", "active", "letters"), shrink="patterns")
+    output.table(columns, rows, right=("served", "behind", "last", "dead"), shrink="patterns")
     for handler in handlers:
         if handler.orphan is not None:
             output.line(("orphan:", "yellow"), f"{handler.name}: {handler.orphan}")

@@ -52,7 +52,7 @@ class Surveyed:
     @property
     def is_served(self) -> bool:
         """Whether an instance runs it now."""
-        return self.instances > 0 or self.durable.is_served
+        return self.instances > 0 or self.durable.active
 
     def fields(self) -> dict[str, Any]:
         """The handler as JSON."""
@@ -84,12 +84,13 @@ async def survey(connection: Connection, topology: Topology, *, patience: float)
         instances = [info for info in agents if info.name == durable.agent]
         running = sum(durable.handler in (info.handlers or ()) for info in instances)
         count = counts.get((durable.agent, durable.handler), 0)
-        handlers.append(Surveyed(durable, running, count, _orphan(durable, instances, now)))
+        handlers.append(Surveyed(durable, running, count, orphaned(durable, instances, now)))
     return Survey(handlers, agents, counts)
 
 
-def _orphan(durable: Durable, instances: Sequence[ServiceInfo], now: datetime) -> str | None:
-    if durable.is_served or any(info.handlers is None or durable.handler in info.handlers for info in instances):
+def orphaned(durable: Durable, instances: Sequence[ServiceInfo], now: datetime) -> str | None:
+    """Why a handler counts as an orphan, given the instances of its agent that answer; None if it does not."""
+    if durable.active or any(info.handlers is None or durable.handler in info.handlers for info in instances):
         return None
     if instances:
         return f"agent {durable.agent} is running, and has no such handler"

@@ -53,17 +53,10 @@ class Durable:
     floor: int
     """Everything up to this sequence has been handled."""
     active: bool
-    """Whether an instance takes its events now."""
-    standing_by: int
-    """Instances that wait to take over, or, while nobody is active, for the first event."""
+    """Whether an instance takes its events now. Before the first event ever, none does, however many are ready to."""
     created: datetime
     last_active: datetime | None
     """When an event was last delivered or acknowledged: aware, UTC. None for never."""
-
-    @property
-    def is_served(self) -> bool:
-        """Whether an instance runs that takes its events, or would."""
-        return self.active or self.standing_by > 0
 
     @classmethod
     def of(cls, info: Mapping[str, Any]) -> Durable | None:
@@ -81,7 +74,6 @@ class Durable:
             lag=int(info["num_pending"]) + int(info["num_ack_pending"]),
             floor=int(info["ack_floor"]["stream_seq"]),
             active=active,
-            standing_by=max(0, int(info.get("num_waiting") or 0) - active),
             created=_time(info["created"]) or datetime.fromtimestamp(0, UTC),
             last_active=max((time for time in times if time is not None), default=None),
         )
