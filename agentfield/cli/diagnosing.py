@@ -107,8 +107,8 @@ def log(facts: Facts) -> Iterator[tuple[str, str]]:
     missing = max(int(state.get("num_deleted") or 0), last - first + 1 - there)
     if missing:
         yield (
-            f"{missing:,} event{'' if missing == 1 else 's'} of the log cannot be read any more: its files are damaged, "
-            "or somebody set a limit on it",
+            f"{missing:,} event{'' if missing == 1 else 's'} of the log cannot be read any more: "
+            "its files are damaged, or somebody has set a limit on it",
             "restore the server's data from a backup; on a cluster, remove the damaged replica and let it fill anew",
         )
     if first > 1 and last:
