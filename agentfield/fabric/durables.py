@@ -54,6 +54,8 @@ class Durable:
     """Everything up to this sequence has been handled."""
     active: bool
     """Whether an instance takes its events now. Before the first event ever, none does, however many are ready to."""
+    waiting: int
+    """Requests for its events that are open, those of instances that left less than 20 seconds ago included."""
     created: datetime
     last_active: datetime | None
     """When an event was last delivered or acknowledged: aware, UTC. None for never."""
@@ -74,6 +76,7 @@ class Durable:
             lag=int(info["num_pending"]) + int(info["num_ack_pending"]),
             floor=int(info["ack_floor"]["stream_seq"]),
             active=active,
+            waiting=int(info.get("num_waiting") or 0),
             created=_time(info["created"]) or datetime.fromtimestamp(0, UTC),
             last_active=max((time for time in times if time is not None), default=None),
         )
@@ -85,6 +88,19 @@ async def durables(connection: Connection, stream: str, *, patience: float = PAT
     async for page in _pages(connection, f"CONSUMER.LIST.{stream}", patience):
         found.extend(durable for info in page if (durable := Durable.of(info)) is not None)
     return sorted(found, key=lambda durable: (durable.agent, durable.handler))
+
+
+async def durable_of(
+    connection: Connection, stream: str, agent: str, handler: str, *, patience: float = PATIENCE
+) -> Durable | None:
+    """The consumer of one handler; None if there is none. Raises :class:`UnavailableError`."""
+    try:
+        info = await api(connection, f"CONSUMER.INFO.{stream}.{durable_name(agent, handler)}", patience=patience)
+    except Fault as fault:
+        if isinstance(fault, ServerFault) and fault.verdict is Verdict.ABSENT:
+            return None
+        raise error_of(fault, f"asking for the consumer of {agent}.{handler}") from None
+    return Durable.of(info)
 
 
 async def handlers_of(connection: Connection, stream: str, agent: str, *, patience: float = PATIENCE) -> set[str]:

@@ -33,6 +33,7 @@ from agentfield.memory.letters import Letter, letter, said
 from agentfield.memory.previous import PreviousTable
 from agentfield.memory.replaying import recall, settle
 from agentfield.memory.resolving import Resolver
+from agentfield.memory.superseding import SupersededError, stand_aside
 from agentfield.pattern import Pattern, subsumes
 from agentfield.schema import Schemas
 
@@ -265,6 +266,8 @@ class HandlerRun:
                 taken = await self._taken(record) if not item.handled else None
                 self._table.advance(record)
             if taken is None:
+                if not item.handled and not self._is_declared(record):
+                    await self._give_way(record)
                 self._consumer.done(record.sequence)
                 continue
             lane = self._lanes.get(taken.record.subject)
@@ -274,6 +277,22 @@ class HandlerRun:
                 await self._open_lane(tasks, taken, attempt=0)
             elif not await self._once(taken, attempt=0):
                 await self._open_lane(tasks, taken, attempt=1)
+
+    def _is_declared(self, record: Record) -> bool:
+        """Whether this version of the handler asked for events like this one, matching or not."""
+        return record.subject == self._requests or any(subsumes(each, record.subject) for each in self._filters)
+
+    async def _give_way(self, record: Record) -> None:
+        """Finish what is held; the event itself is for the instance that asked for it. Raises SupersededError."""
+        self._consumer.put_back(record.sequence)
+        await self._consumer.drain()
+        raise SupersededError
+
+    async def stand_aside(self) -> None:
+        """After it gave way: return when it is this version's turn again."""
+        fabric = self._fabric
+        await stand_aside(fabric.connection, fabric.log.stream, self._agent, self.name, self._spec.filters)
+        await self.prepare()
 
     async def _fill(self, floor: int) -> None:
         """Fill the table of previous values; without it no event may be handled, so this insists."""
@@ -474,9 +493,24 @@ async def _kept_up(run: HandlerRun) -> None:
         except Exception as error:  # a loop that ended in silence would be worse than any error
             if isinstance(error, BaseExceptionGroup) and error.split(ClosedError)[1] is None:
                 return
+            if isinstance(error, BaseExceptionGroup) and error.split(SupersededError)[1] is None:
+                await run.renew()
+                await _once_again(run)
+                continue
             logger.exception("the loop of handler %s broke off; it starts again", run.name)
         await asyncio.sleep(_FIRST_RETRY)
         await run.renew()
+
+
+async def _once_again(run: HandlerRun) -> None:
+    """Wait until another version of the handler is gone, however long that takes."""
+    while True:
+        try:
+            await run.stand_aside()
+        except AgentFieldError as error:
+            logger.warning("handler %s: %s; trying again", run.name, error)
+        else:
+            return
 
 
 class Subscriptions:
