@@ -38,6 +38,9 @@ COMMANDS: Final[Mapping[str, Entry]] = MappingProxyType(
         "ls": Entry("entries", "List current entries."),
         "history": Entry("events", "Show what happened to a key, or to every key of a pattern."),
         "tail": Entry("events", "Show changes as they happen, until Ctrl-C."),
+        "deadletters": Entry("deadletters", "Show, replay or drop events that handlers have given up on."),
+        "handlers": Entry("handlers", "Show the handlers there are, and forget those that are gone."),
+        "doctor": Entry("doctor", "Look for what is wrong, and say what to do about it."),
     }
 )
 

@@ -177,6 +177,7 @@ class Connection:
         self._state: ConnectionState = "reconnecting"
         self._connected = asyncio.Event()
         self._listeners: list[Listener] = []
+        self._guests: list[Callable[[], Awaitable[None]]] = []
         self._subscriptions: set[Subscription] = set()
         self._inbox = f"_INBOX.{secrets.token_hex(11)}"
         self._pending: dict[str, _Pending] = {}
@@ -213,6 +214,8 @@ class Connection:
         """Flush what was sent, close, and fail what still waits for an answer. Idempotent."""
         if self._state == "closed":
             return
+        guests, self._guests = self._guests, []
+        await asyncio.gather(*(close() for close in guests), return_exceptions=True)
         self._set_state("closed")
         supervisor, self._supervisor = self._supervisor, None
         if supervisor is not None:
@@ -371,6 +374,11 @@ class Connection:
         """Call ``listener`` with every new state; returns a function that ends this."""
         self._listeners.append(listener)
         return lambda: self._listeners.remove(listener) if listener in self._listeners else None
+
+    def before_close(self, close: Callable[[], Awaitable[None]]) -> Callable[[], None]:
+        """Call ``close`` before closing, for what else would stay on the server; returns a function that ends this."""
+        self._guests.append(close)
+        return lambda: self._guests.remove(close) if close in self._guests else None
 
     async def wait_connected(self, timeout: float) -> None:
         """Return once connected; UnavailableError after ``timeout`` seconds, ClosedError if closed."""

@@ -160,9 +160,10 @@ class PinnedConsumer:
 
     # -- the durable itself -------------------------------------------------------------------------------------------
 
-    async def ensure(self) -> None:
+    async def ensure(self, *, declare: bool = True) -> None:
         """Create the consumer, or make an existing one hear what it should; where it stands is never changed.
 
+        Without ``declare``, one that is there is left as it is: whoever declared it last may have meant something else.
         Raises :class:`UnavailableError` (nothing changed) when the server does not answer.
         """
         spec = self._spec
@@ -170,12 +171,17 @@ class PinnedConsumer:
         try:
             existing = await self._info()
             if existing is not None:
+                if not declare:
+                    return
                 for name in ("deliver_policy", "opt_start_seq", "opt_start_time"):
                     config.pop(name, None)
                     if existing.get(name) is not None:
                         config[name] = existing[name]
                 if all(existing.get(name) == value for name, value in config.items() if name != "metadata" and value):
-                    return
+                    known = existing.get("metadata") or {}  # the server adds fields of its own
+                    if known == (known := known | config["metadata"]):
+                        return
+                    config["metadata"] = known
             elif self._handled_floor is not None:  # deleted under us, and we know how far it had come
                 config.pop("opt_start_time", None)
                 config |= {"deliver_policy": "by_start_sequence", "opt_start_seq": self._handled_floor + 1}
@@ -246,6 +252,12 @@ class PinnedConsumer:
             self._ack_reply = head.reply
             self._unacked += 1
         self._acknowledge_soon()
+
+    def put_back(self, sequence: int) -> None:
+        """The event was handed out and is not for this instance: it stays unhandled, and comes to whoever is next."""
+        self._running.discard(sequence)
+        if not self._running:
+            self._idle.set()
 
     @property
     def floor(self) -> int:
@@ -373,7 +385,7 @@ class PinnedConsumer:
         try:
             await self._connection.wait_connected(60.0)
             self._lost = False
-            await self.ensure()
+            await self.ensure(declare=False)
         except ClosedError:
             raise
         except AgentFieldError as error:

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 
 from agentfield.fabric.connection import Connection
+from agentfield.fabric.deadletters import DeadLetters
 from agentfield.fabric.jetstream import PATIENCE
 from agentfield.fabric.log import Log
 from agentfield.fabric.objects import Objects
@@ -20,7 +21,7 @@ from agentfield.subject import Subjects
 
 
 class Fabric:
-    """A connection, the topology of one namespace, its log, its timers and its objects. Open with :meth:`open`."""
+    """A connection; and one namespace's topology, log, timers, objects and dead letters. Open with :meth:`open`."""
 
     def __init__(self, connection: Connection, topology: Topology, log: Log, drifts: Sequence[Drift]) -> None:
         self.connection = connection
@@ -29,6 +30,7 @@ class Fabric:
         self.drifts = tuple(drifts)
         self.timers = Timers(connection, topology, timeout=log.timeout)
         self.objects = Objects(connection, topology, timeout=log.timeout)
+        self.deadletters = DeadLetters(log, topology)
         self.subjects = Subjects(topology.namespace)
         self.loop = asyncio.get_running_loop()
         self._follower: asyncio.Task[None] | None = None

@@ -22,6 +22,8 @@ QUEUE = "q"
 """The queue group that ADR-32 names; instances of one service share its requests through it."""
 NAMESPACE = "namespace"
 """The metadata field that says which namespace an agent lives in: all namespaces of an account answer to ``$SRV``."""
+HANDLERS = "handlers"
+"""The metadata field that names the handlers which an instance runs, with a space between them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,12 @@ class ServiceInfo:
     metadata: Mapping[str, str]
     endpoints: tuple[Endpoint, ...]
 
+    @property
+    def handlers(self) -> frozenset[str] | None:
+        """The handlers that the instance runs; None if it does not say."""
+        names = self.metadata.get(HANDLERS)
+        return None if names is None else frozenset(names.split())
+
     @classmethod
     def parse(cls, payload: bytes) -> ServiceInfo | None:
         """Read an INFO answer; None for what is not one (anybody may answer on ``$SRV``)."""
@@ -85,7 +93,14 @@ class Monitor:
     """Answers the three discovery verbs for one service instance between :meth:`start` and :meth:`stop`."""
 
     def __init__(
-        self, connection: Connection, *, name: str, version: str, description: str, endpoints: Sequence[Endpoint]
+        self,
+        connection: Connection,
+        *,
+        name: str,
+        version: str,
+        description: str,
+        endpoints: Sequence[Endpoint],
+        handlers: Sequence[str] = (),
     ) -> None:
         self.id = new_id()
         self._connection = connection
@@ -93,7 +108,7 @@ class Monitor:
             "name": name,
             "id": self.id,
             "version": version,
-            "metadata": {NAMESPACE: connection.namespace},
+            "metadata": {NAMESPACE: connection.namespace, HANDLERS: " ".join(handlers)},
         }
         self._description = description
         self._endpoints = endpoints

@@ -33,6 +33,8 @@ _EXPIRES = 2.0
 _SILENCE = 5.0
 _LOOK = 10.0
 """Seconds between looks at whether the leader has something that does not come."""
+_MOMENT = 2.0
+"""Seconds that whoever is being cancelled may take for what must not be left half done."""
 _INACTIVE = 30_000_000_000
 """Nanoseconds after which the server removes a consumer nobody pulls from."""
 
@@ -75,7 +77,9 @@ class Reader:
         self._missed = 0
         self._closed = False
         self._lost = False
+        self._closing = asyncio.Lock()
         self._forget_listener: Callable[[], None] | None = None
+        self._forget_closing: Callable[[], None] | None = None
         self._ahead: records.Delivery | None = None
         self.heard = 0.0
         """When the server last said anything, by the loop's clock."""
@@ -83,6 +87,7 @@ class Reader:
     async def __aenter__(self) -> Self:
         self._subscription = await self._connection.listen(f"{self._inbox}.*", self._on_message)
         self._forget_listener = self._connection.on_state(self._on_state)
+        self._forget_closing = self._connection.before_close(self.aclose)
         try:
             await self._create()
         except BaseException:
@@ -95,15 +100,16 @@ class Reader:
 
     async def aclose(self) -> None:
         """Delete the consumer and end the subscription. Idempotent; if the server is away, it forgets by itself."""
-        if self._closed:
-            return
         self._closed = True
         self._signal.set()
-        if self._forget_listener is not None:
-            self._forget_listener()
-        if self._subscription is not None:
-            await self._subscription.unsubscribe()
-        await self._delete()
+        async with self._closing:
+            if self._forget_listener is not None:
+                self._forget_listener()
+            if self._subscription is not None:
+                await self._subscription.unsubscribe()
+            await self._delete()
+            if self._forget_closing is not None:  # not before: until then, the connection must wait for it
+                self._forget_closing()
 
     async def _delete(self) -> None:
         name, self._name = self._name, ""
@@ -130,8 +136,8 @@ class Reader:
         else:
             config |= {"deliver_policy": "by_start_sequence", "opt_start_seq": self._next}
         body = {"stream_name": self._stream, "config": config, "action": "create"}
-        answer = await self._ask(f"CONSUMER.CREATE.{self._stream}.{name}", body)
-        self._name = name
+        self._name = name  # from here on it may exist, whether or not the answer is waited for
+        answer = await self._created(f"CONSUMER.CREATE.{self._stream}.{name}", body)
         if self._last_per_subject:
             self._next = 1
             self._began_at = int((await self._ask(f"STREAM.INFO.{self._stream}"))["state"]["last_seq"])
@@ -139,6 +145,21 @@ class Reader:
         self._pending = int(answer.get("num_pending", 0))
         self._arrived.clear()
         self._owed = 0
+
+    async def _created(self, subject: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """The answer to the request that makes the consumer; whoever is cancelled meanwhile waits for it for a moment.
+
+        A deletion that was sent right after it might be worked on before it, and the consumer would stay.
+        """
+        asking = asyncio.ensure_future(self._ask(subject, body))
+        try:
+            return await asyncio.shield(asking)
+        except asyncio.CancelledError:
+            await asyncio.wait({asking}, timeout=_MOMENT)
+            raise
+        finally:
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
 
     def _on_state(self, state: ConnectionState) -> None:
         if state != "connected":  # the open pull is gone, and after a restart of the server so is the consumer

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 
 from agentfield.errors import ClosedError, InvalidInputError, UnavailableError
@@ -81,6 +81,7 @@ class Service:
         description: str,
         endpoints: Iterable[Endpoint],
         runner: Runner,
+        handlers: Sequence[str] = (),
         limit: int = CONCURRENT_CALLS,
     ) -> None:
         self.name = name
@@ -89,7 +90,12 @@ class Service:
         self._runner = runner
         self._limit = limit
         self._monitor = Monitor(
-            connection, name=name, version=version, description=description, endpoints=self._endpoints
+            connection,
+            name=name,
+            version=version,
+            description=description,
+            endpoints=self._endpoints,
+            handlers=handlers,
         )
         self._subscriptions: list[Subscription] = []
         self._cancellations: Subscription | None = None

@@ -80,6 +80,10 @@ class Topology:
                 subjects=[f"{ns}.memory.>", f"{ns}.locks.>", f"{ns}.checks.>"],
                 deny_delete=True,
                 deny_purge=True,
+                max_age=0,  # no limit of any kind: the server would erase history to keep it
+                max_bytes=-1,
+                max_msgs=-1,
+                max_msgs_per_subject=-1,
                 discard="new",
                 allow_direct=True,
                 allow_atomic=True,

@@ -12,7 +12,6 @@ import asyncio
 import inspect
 import logging
 import re
-import traceback
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
@@ -20,19 +19,21 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-import orjson
-
 from agentfield import execution
-from agentfield.codec import EVENT_ID, Record, decode_outline
+from agentfield.codec import Record, decode_outline
 from agentfield.errors import AgentFieldError, ClosedError, DecodeError, InvalidInputError
 from agentfield.event import Event
 from agentfield.execution import Execution, Seen
 from agentfield.fabric.consumer import Activated, ConsumerSpec, PinnedConsumer
+from agentfield.fabric.durables import described, durable_name, handlers_of
 from agentfield.fabric.fabric import Fabric
 from agentfield.memory.addressing import AnyScope
 from agentfield.memory.history import matching
+from agentfield.memory.letters import Letter, letter, said
 from agentfield.memory.previous import PreviousTable
+from agentfield.memory.replaying import recall, settle
 from agentfield.memory.resolving import Resolver
+from agentfield.memory.superseding import SupersededError, stand_aside
 from agentfield.pattern import Pattern, subsumes
 from agentfield.schema import Schemas
 
@@ -43,10 +44,10 @@ Start = Literal["new", "all"] | datetime | int
 
 _FIRST_RETRY = 0.2
 _LONGEST_RETRY = 30.0
-_LONGEST_TEXT = 20_000
-"""Characters of an exception's text or traceback that a dead letter holds: it must never be too large to be stored."""
 _LOGGED = 500
-"""Characters of it that the log of the program shows."""
+"""Characters of an exception's text that the log of the program shows."""
+_LOOK = 2.0
+"""Seconds for a look at what is on the server; a start does not wait longer for a mere warning."""
 _LANES = 500
 """Keys that may wait for a retry at once; with more, taking events pauses."""
 
@@ -153,11 +154,17 @@ def deliver_policy(start: Start) -> Mapping[str, Any]:
 class _Taken:
     """An event that waits to be handled, and, once it is its turn, as the handler gets it."""
 
-    __slots__ = ("event", "previous", "record")
+    __slots__ = ("event", "letter", "previous", "record", "sequence")
 
-    def __init__(self, record: Record, previous: Record | None) -> None:
+    def __init__(
+        self, record: Record, previous: Record | None, *, sequence: int | None = None, letter: Letter | None = None
+    ) -> None:
         self.record = record
         self.previous = previous
+        self.sequence = record.sequence if sequence is None else sequence
+        """What the consumer knows it by: the event's own sequence, or that of the request to handle it again."""
+        self.letter = letter
+        """The dead letter that is being replayed."""
         self.event: Event | None = None
 
 
@@ -172,14 +179,15 @@ class HandlerRun:
         self._actor_id = actor_id
         self._is_async = registration.is_async
         self._filters = fabric.subjects.filters(registration.patterns, registration.scopes)
+        self._requests = fabric.deadletters.requests(agent, registration.name)
         self._resolver = Resolver(fabric, registration.schemas)
         self._spec = ConsumerSpec(
             stream=fabric.log.stream,
-            name=f"handler-{agent}-{registration.name}",
-            filters=self._filters,
+            name=durable_name(agent, registration.name),
+            filters=(*self._filters, self._requests),
             start=deliver_policy(registration.start),
             description=f"on_change({', '.join(str(p) for p in registration.patterns)}) of agent {agent}",
-            metadata={"agent": agent, "handler": registration.name},
+            metadata=described(agent, registration.name, [str(pattern) for pattern in registration.patterns]),
         )
         self._begin()
 
@@ -252,18 +260,39 @@ class HandlerRun:
                 await self._fill(item.floor)
                 continue
             record = item.record
-            taken = await self._taken(record) if not item.handled else None
-            self._table.advance(record)
+            if record.subject == self._requests:
+                taken = await self._recalled(record) if not item.handled else None
+            else:
+                taken = await self._taken(record) if not item.handled else None
+                self._table.advance(record)
             if taken is None:
+                if not item.handled and not self._is_declared(record):
+                    await self._give_way(record)
                 self._consumer.done(record.sequence)
                 continue
-            lane = self._lanes.get(record.subject)
+            lane = self._lanes.get(taken.record.subject)
             if lane is not None:
                 lane.append(taken)
             elif concurrent or self._slots.locked():
                 await self._open_lane(tasks, taken, attempt=0)
             elif not await self._once(taken, attempt=0):
                 await self._open_lane(tasks, taken, attempt=1)
+
+    def _is_declared(self, record: Record) -> bool:
+        """Whether this version of the handler asked for events like this one, matching or not."""
+        return record.subject == self._requests or any(subsumes(each, record.subject) for each in self._filters)
+
+    async def _give_way(self, record: Record) -> None:
+        """Finish what is held; the event itself is for the instance that asked for it. Raises SupersededError."""
+        self._consumer.put_back(record.sequence)
+        await self._consumer.drain()
+        raise SupersededError
+
+    async def stand_aside(self) -> None:
+        """After it gave way: return when it is this version's turn again."""
+        fabric = self._fabric
+        await stand_aside(fabric.connection, fabric.log.stream, self._agent, self.name, self._spec.filters)
+        await self.prepare()
 
     async def _fill(self, floor: int) -> None:
         """Fill the table of previous values; without it no event may be handled, so this insists."""
@@ -293,6 +322,23 @@ class HandlerRun:
                 await asyncio.sleep(delay)
                 delay = min(_LONGEST_RETRY, delay * 2)
 
+    async def _recalled(self, request: Record) -> _Taken | None:
+        """The event of a dead letter that somebody wants handled again, or None if it cannot be, or has been."""
+        delay = _FIRST_RETRY
+        while True:
+            try:
+                found = await recall(self._fabric, request)
+                if found is None:
+                    return None
+                return _Taken(found.record, found.previous, sequence=request.sequence, letter=found.letter)
+            except (DecodeError, InvalidInputError) as error:
+                logger.error("handler %s cannot replay a dead letter: %s", self._registration.name, error)
+                return None
+            except AgentFieldError as error:
+                logger.warning("handler %s: %s; trying again", self._registration.name, error)
+                await asyncio.sleep(delay)
+                delay = min(_LONGEST_RETRY, delay * 2)
+
     async def _event(self, taken: _Taken) -> Event | None:
         """The event to handle, or None if it cannot be; it lies in the dead letters then, if it is agentfield's."""
         delay = _FIRST_RETRY
@@ -301,21 +347,21 @@ class HandlerRun:
                 taken.event = await self._resolver.event(taken.record, taken.previous)
                 return taken.event
             except (DecodeError, InvalidInputError) as error:
-                await self._set_aside(taken.record, error)
+                await self._set_aside(taken, error)
                 return None
             except AgentFieldError as error:
                 logger.warning("handler %s: %s; trying again", self._registration.name, error)
                 await asyncio.sleep(delay)
                 delay = min(_LONGEST_RETRY, delay * 2)
 
-    async def _set_aside(self, record: Record, error: AgentFieldError) -> None:
+    async def _set_aside(self, taken: _Taken, error: AgentFieldError) -> None:
         """What is no event of agentfield's is skipped; one whose data cannot be read may be readable another day."""
         try:
-            outline = decode_outline(record, self._fabric.subjects)
+            outline = decode_outline(taken.record, self._fabric.subjects)
         except DecodeError:
             logger.error("handler %s skips a foreign message: %s", self._registration.name, error)
         else:
-            await self._give_up(outline, record, error, 0)
+            await self._give_up(outline, taken, error, 0)
 
     async def _open_lane(self, tasks: asyncio.TaskGroup, taken: _Taken, *, attempt: int) -> None:
         """Go on with this key in a task of its own, so that other keys need not wait for it."""
@@ -329,9 +375,9 @@ class HandlerRun:
         try:
             lane = self._lanes[subject]
             while True:
-                while await self._still_ours(taken.record, attempt) and not await self._once(taken, attempt=attempt):
+                while await self._still_ours(taken, attempt) and not await self._once(taken, attempt=attempt):
                     attempt += 1
-                self._failures.pop(taken.record.sequence, None)
+                self._failures.pop(taken.sequence, None)
                 if not lane:
                     return
                 taken, attempt = lane.popleft(), 0
@@ -339,20 +385,19 @@ class HandlerRun:
             del self._lanes[subject]
             self._lane_room.release()
 
-    async def _still_ours(self, record: Record, attempt: int) -> bool:
+    async def _still_ours(self, taken: _Taken, attempt: int) -> bool:
         if attempt:
             await asyncio.sleep(min(_LONGEST_RETRY, _FIRST_RETRY * 2 ** (attempt - 1)))
-        return await self._consumer.still_ours(record.sequence)
+        return await self._consumer.still_ours(taken.sequence)
 
     async def _once(self, taken: _Taken, *, attempt: int) -> bool:
         """One try. True when the event is finished: handled, or given up and in the dead letters."""
-        record = taken.record
         async with self._slots:
             event = taken.event or await self._event(taken)
             if event is None:
-                self._consumer.done(record.sequence)
+                await self._finish(taken)
                 return True
-            if not await self._consumer.still_ours(record.sequence):  # it may have taken long to come this far
+            if not await self._consumer.still_ours(taken.sequence):  # it may have taken long to come this far
                 return True
             try:
                 await self._call(event)
@@ -364,16 +409,22 @@ class HandlerRun:
                 if attempt < self._registration.retries:
                     logger.warning(
                         "handler %s failed on %s (revision %d), try %d: %s: %s",
-                        self.name, event.key, event.revision, attempt + 1, type(error).__name__, _said(error, _LOGGED),
+                        self.name, event.key, event.revision, attempt + 1, type(error).__name__, said(error, _LOGGED),
                     )  # fmt: skip
-                    self._failures[record.sequence] = (
+                    self._failures[taken.sequence] = (
                         f"failed {attempt + 1} of {self._registration.retries + 1} tries: "
-                        f"{type(error).__name__}: {_said(error)}"
+                        f"{type(error).__name__}: {said(error)}"
                     )
                     return False
-                await self._give_up(event, record, error, attempt + 1)
-        self._consumer.done(record.sequence)
+                await self._give_up(event, taken, error, attempt + 1)
+        await self._finish(taken)
         return True
+
+    async def _finish(self, taken: _Taken) -> None:
+        """It was handled, or lies in the dead letters."""
+        if taken.letter is not None:
+            await settle(self._fabric, taken.letter)
+        self._consumer.done(taken.sequence)
 
     async def _call(self, event: Event) -> None:
         token = execution.current.set(self._execution(event))
@@ -412,53 +463,26 @@ class HandlerRun:
             seen=Seen(event.revision),
         )
 
-    async def _give_up(self, event: Event, record: Record, error: BaseException, tries: int) -> None:
+    async def _give_up(self, event: Event, taken: _Taken, error: BaseException, tries: int) -> None:
         """Put the event into the dead letters, with what went wrong; insists until it is stored."""
         name = self._registration.name
         logger.error(
             "handler %s gives up on %s (revision %d) after %d tries: %s: %s",
-            name, event.key, event.revision, tries, type(error).__name__, _said(error, _LOGGED),
+            name, event.key, event.revision, tries, type(error).__name__, said(error, _LOGGED),
         )  # fmt: skip
-        letter = {
-            "agent": self._agent,
-            "handler": name,
-            "key": event.key,
-            "scope": event.scope,
-            "scope_id": event.scope_id,
-            "revision": event.revision,
-            "event_id": event.id,
-            "tries": tries,
-            "error": {
-                "type": type(error).__name__,
-                "message": _said(error),
-                "traceback": _storable("".join(traceback.format_exception(error))),
-            },
-        }
-        subject = f"{self._fabric.topology.namespace}.deadletters.{self._agent}.{name}"
-        headers = {EVENT_ID: f"{event.id}-{self._agent}-{name}-{record.sequence}"}
+        replays = 0 if taken.letter is None else taken.letter.replays + 1
+        payload = letter(event, error, agent=self._agent, handler=name, tries=tries, replays=replays)
         delay = _FIRST_RETRY
         while True:
             try:
-                await self._fabric.log.append(subject, orjson.dumps(letter), headers)
+                await self._fabric.deadletters.store(
+                    self._agent, name, payload, letter_id=f"{event.id}-{self._agent}-{name}-{taken.sequence}"
+                )
                 return
             except AgentFieldError as failure:
                 logger.warning("handler %s: storing the dead letter: %s; trying again", name, failure)
                 await asyncio.sleep(delay)
                 delay = min(_LONGEST_RETRY, delay * 2)
-
-
-def _said(error: BaseException, most: int = _LONGEST_TEXT) -> str:
-    """What an exception says, whatever it is."""
-    try:
-        return _storable(str(error), most)
-    except Exception:  # noqa: BLE001  # its own __str__ fails
-        return f"({type(error).__name__} cannot say what it is about)"
-
-
-def _storable(text: str, most: int = _LONGEST_TEXT) -> str:
-    """The text as a dead letter can hold it: valid Unicode, and without its middle if it is too long."""
-    text = text.encode("utf-8", "backslashreplace").decode()
-    return text if len(text) <= most else f"{text[: most // 2]} … {text[-most // 2 :]}"
 
 
 async def _kept_up(run: HandlerRun) -> None:
@@ -469,15 +493,32 @@ async def _kept_up(run: HandlerRun) -> None:
         except Exception as error:  # a loop that ended in silence would be worse than any error
             if isinstance(error, BaseExceptionGroup) and error.split(ClosedError)[1] is None:
                 return
+            if isinstance(error, BaseExceptionGroup) and error.split(SupersededError)[1] is None:
+                await run.renew()
+                await _once_again(run)
+                continue
             logger.exception("the loop of handler %s broke off; it starts again", run.name)
         await asyncio.sleep(_FIRST_RETRY)
         await run.renew()
+
+
+async def _once_again(run: HandlerRun) -> None:
+    """Wait until another version of the handler is gone, however long that takes."""
+    while True:
+        try:
+            await run.stand_aside()
+        except AgentFieldError as error:
+            logger.warning("handler %s: %s; trying again", run.name, error)
+        else:
+            return
 
 
 class Subscriptions:
     """Every handler of an agent in this process, started and stopped together."""
 
     def __init__(self, fabric: Fabric, registrations: Sequence[Registration], *, agent: str, actor_id: str) -> None:
+        self._fabric = fabric
+        self._agent = agent
         self.runs = [HandlerRun(fabric, item, agent=agent, actor_id=actor_id) for item in registrations]
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -488,7 +529,24 @@ class Subscriptions:
         """
         for run in self.runs:
             await run.prepare()
+        await self._name_orphans()
         self._tasks = [asyncio.create_task(_kept_up(run), name=f"handler {run.name}") for run in self.runs]
+
+    async def _name_orphans(self) -> None:
+        """Warn of handlers that this agent once had: what they have not handled waits for somebody to decide."""
+        fabric, agent = self._fabric, self._agent
+        try:
+            there = await handlers_of(fabric.connection, fabric.log.stream, agent, patience=_LOOK)
+        except AgentFieldError as error:
+            logger.debug("agent %s: %s", agent, error)
+            return
+        orphans = sorted(there - {run.name for run in self.runs})
+        if orphans:
+            logger.warning(
+                "agent %s has no handler %s any more, but what they were to handle still waits on the server: "
+                "`agentfield handlers list` shows it, `agentfield handlers remove %s.%s` forgets it",
+                agent, " and no handler ".join(orphans), agent, orphans[0],
+            )  # fmt: skip
 
     async def drain(self, grace: float = 30.0) -> None:
         """Let handlers finish what they hold (at most ``grace`` seconds), acknowledge, and hand over. Idempotent."""

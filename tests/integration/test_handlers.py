@@ -11,6 +11,7 @@ import pytest
 
 from agentfield import Agent, Event, InvalidInputError, Memory
 from agentfield.execution import current
+from agentfield.memory import superseding
 from tests.support import NatsServer, eventually
 
 
@@ -372,3 +373,41 @@ async def test_a_changed_pattern_takes_effect_and_progress_is_kept(
         await memory.set("new", 2)
         await eventually(lambda: ("new", 2, 1) in heard)
     assert [item for item in heard if item[0] == "old"] == [("old", 1, None)]
+
+
+async def test_while_an_older_version_still_runs_nothing_is_lost_that_the_newer_one_wants(
+    server: NatsServer, namespace: str, memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(superseding, "_LOOK", 0.1)
+    heard: list[tuple[str, Any]] = []
+    holding, go_on = asyncio.Event(), asyncio.Event()
+
+    def version(label: str, *patterns: str) -> Agent:
+        agent = Agent("tester", nats_url=server.url, namespace=namespace)
+
+        @agent.memory.on_change(list(patterns))
+        async def react(event: Event) -> None:
+            if event.data == "hold" and label == "old":
+                holding.set()
+                await go_on.wait()
+            heard.append((label, event.data))
+
+        return agent
+
+    older = version("old", "a_*")
+    async with older:
+        await memory.set("a_1", "hold")
+        await holding.wait()
+        async with version("new", "a_*", "b_*"):
+            for number in range(10):
+                await memory.set_many({"a_1": f"a{number}", "b_1": f"b{number}"})
+            assert heard == []
+            go_on.set()
+            await eventually(lambda: [data for _, data in heard if str(data)[0] == "b"] == [f"b{n}" for n in range(10)])
+            await eventually(lambda: len(heard) == 21)
+            assert heard[0] == ("old", "hold")
+            assert {label for label, data in heard if str(data)[0] == "b"} == {"new"}
+            assert [data for _, data in heard if str(data)[0] == "a"] == [f"a{number}" for number in range(10)]
+        # The newer version is withdrawn; the older one goes on.
+        await memory.set("a_1", "after")
+        await eventually(lambda: heard[-1] == ("old", "after"), within=25)

@@ -1,0 +1,160 @@
+"""What the doctor looks at, gathered without creating or changing anything.
+
+Owns: asking the server, the agents and, for an embedded server, this machine. Must not know: what counts as wrong.
+Invariant: every question has a deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from agentfield.cli.connecting import CLIENT_NAME, Place
+from agentfield.cli.surveying import Survey, survey
+from agentfield.errors import UnavailableError
+from agentfield.fabric import records
+from agentfield.fabric.connection import Connection
+from agentfield.fabric.faults import NO_MESSAGE, Fault, ServerFault, Verdict, error_of
+from agentfield.fabric.jetstream import api
+from agentfield.fabric.topology import StreamSpec, Topology
+from agentfield.local import Server, find_server
+from agentfield.settings import Settings
+
+_LOOKS = 5
+"""How often a bucket is looked at that is behind, or was not filled yet: that it is new, or a burst, is no fault."""
+_PAUSE = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Skew:
+    """By how many seconds the server's clock is ahead of the one here, and how sure that is."""
+
+    seconds: float
+    uncertainty: float
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What was found."""
+
+    url: str
+    topology: Topology
+    version: str
+    clustered: bool
+    account: Mapping[str, Any]
+    embedded: Server | None
+    fault: str | None
+    """What the embedded server finds wrong with itself."""
+    disk_free: int | None
+    """Bytes, where the embedded server keeps its data."""
+    streams: Mapping[str, Mapping[str, Any] | None]
+    """The server's word on every stream of the table; None for one that is missing."""
+    survey: Survey
+    overdue: int
+    """Timers that have come due and wait for a worker."""
+    overdue_for: float
+    """Seconds that the oldest of them has been waiting."""
+    skew: Skew | None
+
+    def info(self, spec: StreamSpec) -> Mapping[str, Any] | None:
+        """The server's word on a stream."""
+        return self.streams.get(spec.name)
+
+
+async def examine(place: Place, *, connect_patience: float, patience: float) -> Facts:
+    """Look at everything. Raises what connecting raises, and :class:`UnavailableError` if an answer does not come."""
+    embedded, url = None, place.url
+    if url is None:
+        home = Settings.load().home
+        embedded = await asyncio.to_thread(find_server, home)
+        if embedded is None:
+            raise UnavailableError(f"no embedded server is running on {home}: `agentfield up` starts it")
+        url = embedded.url
+    connection = await Connection.open(url, namespace=place.namespace, name=CLIENT_NAME, timeout=connect_patience)
+    try:
+        return await _look(connection, embedded, patience)
+    except Fault as fault:
+        raise error_of(fault, "examining the server") from None
+    finally:
+        await connection.aclose()
+
+
+async def _look(connection: Connection, embedded: Server | None, patience: float) -> Facts:
+    topology = Topology(connection.namespace)
+    account = await api(connection, "INFO", patience=patience)
+    streams = await _streams(connection, topology, patience)
+    for _ in range(_LOOKS - 1):
+        if not any(_is_behind(streams.get(spec.name)) for spec in topology.buckets):
+            break
+        await asyncio.sleep(_PAUSE)
+        streams = await _streams(connection, topology, patience)
+    there = streams[topology.log.name] is not None and streams[topology.deadletters.name] is not None
+    timers = streams[topology.timers.name] is not None
+    overdue = await _overdue(connection, topology, patience) if timers else (0, 0.0)
+    return Facts(
+        url=connection.url,
+        topology=topology,
+        version=str(connection.server_info.get("version")),
+        clustered=connection.clustered,
+        account=account,
+        embedded=embedded,
+        fault=None if embedded is None else await asyncio.to_thread(embedded.fault),
+        disk_free=None if embedded is None else shutil.disk_usage(embedded.store_dir).free,
+        streams=streams,
+        survey=await survey(connection, topology, patience=patience) if there else Survey((), (), {}),
+        overdue=overdue[0],
+        overdue_for=overdue[1],
+        skew=await _skew(connection, topology, patience) if there else None,
+    )
+
+
+async def _streams(
+    connection: Connection, topology: Topology, patience: float
+) -> Mapping[str, Mapping[str, Any] | None]:
+    found = await asyncio.gather(*(_stream(connection, spec.name, patience) for spec in topology.streams))
+    return {spec.name: info for spec, info in zip(topology.streams, found, strict=True)}
+
+
+async def _stream(connection: Connection, name: str, patience: float) -> dict[str, Any] | None:
+    try:
+        return await api(connection, f"STREAM.INFO.{name}", patience=patience)
+    except ServerFault as fault:
+        if fault.verdict is Verdict.ABSENT:
+            return None
+        raise
+
+
+def sources(info: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """What a stream is filled from, as the server describes it."""
+    return info.get("sources") or ()
+
+
+def _is_behind(info: Mapping[str, Any] | None) -> bool:
+    return info is not None and any(source.get("lag") or int(source["active"]) < 0 for source in sources(info))
+
+
+async def _overdue(connection: Connection, topology: Topology, patience: float) -> tuple[int, float]:
+    """How many timers have come due and were not dealt with, and for how many seconds the oldest."""
+    due = f"{topology.namespace}.timers.due.>"
+    try:
+        first = await api(
+            connection, f"STREAM.MSG.GET.{topology.timers.name}", {"seq": 1, "next_by_subj": due}, patience=patience
+        )
+    except ServerFault as fault:
+        if fault.err_code == NO_MESSAGE:
+            return 0, 0.0
+        raise
+    info = await api(connection, f"STREAM.INFO.{topology.timers.name}", {"subjects_filter": due}, patience=patience)
+    waited = records.nanoseconds_of(info["ts"]) - records.nanoseconds_of(first["message"]["time"])
+    return sum((info["state"].get("subjects") or {}).values()), waited / 1e9
+
+
+async def _skew(connection: Connection, topology: Topology, patience: float) -> Skew:
+    sent = time.time()
+    info = await api(connection, f"STREAM.INFO.{topology.log.name}", patience=patience)
+    received = time.time()
+    return Skew(records.nanoseconds_of(info["ts"]) / 1e9 - (sent + received) / 2, (received - sent) / 2)
