@@ -37,7 +37,7 @@ COMMANDS: Final[Mapping[str, Entry]] = MappingProxyType(
         "delete": Entry("entries", "Take a key's value away; its history stays."),
         "ls": Entry("entries", "List current entries."),
         "history": Entry("events", "Show what happened to a key, or to every key of a pattern."),
-        "why": Entry("why", "Show what led to a value: writes, handlers and calls, back to the root."),
+        "why": Entry("why", "Show what led to a value, and what led to that, back to the root."),
         "tail": Entry("events", "Show changes as they happen, until Ctrl-C."),
     }
 )

@@ -70,7 +70,7 @@ def test_it_tells_the_chain_of_writes_handlers_and_calls_in_80_columns(chained: 
         "│ called by support-department.escalate,",
         "│   execution …",
         "│ because of",
-        'urgency = {"level":"high","words":["\\u001b[31mdown","\\u001b[31mdown","\\u001b[…',
+        'urgency = {"level":"high","words":["\\u001b[31mdown","\\u001b[31mdown","\\u001b[31…',
         "│ by support-department.intake, execution …",
         "└ the chain ends here: support-department.intake was called from outside any",
         "  handler",
