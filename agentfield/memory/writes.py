@@ -94,9 +94,9 @@ class Writes(Base):
         while True:
             record = await _last(fabric, target, key)
             if record is not None and is_live(record, fabric.log.now()):
-                if _is(record, id):
-                    self.seen.saw(record.sequence)
-                    return record.sequence
+                made = await self._made_before(fabric, write, record)
+                if made is not None:
+                    return made
                 self._refused(id)
                 raise ConflictError(key, expected=0, actual=record.sequence)
             try:
@@ -123,6 +123,8 @@ class Writes(Base):
             if _is(record, id):
                 return True
             if if_revision is not None and if_revision != (record.sequence if record else 0):
+                if record is not None and await self._made_before(fabric, write, record) is not None:
+                    return True
                 self._refused(id)
                 raise ConflictError(key, expected=if_revision, actual=record.sequence if record else 0)
             if record is None or not is_live(record, fabric.log.now()):
@@ -336,6 +338,22 @@ class Writes(Base):
         """The id that a write has in a handler; None outside one, where every write is a new one."""
         effects = self._effects()
         return None if effects is None else effects.of_write(_place_of(scope, key), operation, payload, repr(ttl))
+
+    async def _made_before(self, fabric: Fabric, write: Write, last: Record) -> int | None:
+        """The revision of a write that would be refused, if an earlier run of this handler for this event made it.
+
+        Then what stands in its way came after it. ``last`` is the key's last event.
+        """
+        effects = self._effects()
+        if effects is None:
+            return None
+        id = write.headers[EVENT_ID]
+        if _is(last, id):
+            return last.sequence
+        async for record in fabric.log.read([write.subject], start=effects.revision + 1, stop=last.sequence):
+            if _is(record, id):
+                return record.sequence
+        return None
 
     def _refused(self, id: str | None) -> None:
         effects = self._effects()
