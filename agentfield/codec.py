@@ -111,7 +111,7 @@ def encode_event(
     """
     fields: dict[str, Any] = {"v": _VERSION, "type": operation}
     for name, value in writer.__dict__.items():
-        if value is not None:
+        if value or value == "":  # neither None, nor no depth, nor an empty path
             fields[name] = value
     if reason is not None:
         fields["reason"] = reason
@@ -301,7 +301,7 @@ def _unpack(packed: str) -> _Header:
         writer = Writer.model_validate(fields)
     except ValidationError as error:
         fields_at_fault = ", ".join(str(fault["loc"][0]) for fault in error.errors())
-        raise InvalidInputError(f"names its writer wrongly, in {fields_at_fault}: text is expected") from error
+        raise InvalidInputError(f"names its writer wrongly, in {fields_at_fault}") from error
     return _Header(
         kind == "delete",
         writer,

@@ -22,11 +22,20 @@ class Writer(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     agent: str | None = None
+    function: str | None = None
+    """The reasoner or handler that wrote: its name."""
     execution_id: str | None = None
     workflow_id: str | None = None
     session_id: str | None = None
     cause: str | None = None
     """The id of the event that led to this write."""
+    cause_revision: int | None = None
+    """That event's revision."""
+    depth: int = 0
+    """How many handlers, each started by what the one before had written, lie between the root execution and this."""
+    path: tuple[str, ...] = ()
+    """The executions through whose calls the writing one came to run, the nearest 16, the first caller first; each is
+    ``agent.function/execution id``. Empty for one that nobody called."""
     trace: str | None = None
     """W3C ``traceparent`` of the execution that wrote."""
 

@@ -3,7 +3,7 @@
 ``current`` is the only place where the current execution lives, so two overlapping executions never see each other's
 scopes. An execution never changes; what it calls or causes is a new one. Knows nothing of NATS beyond header names.
 
-Invariant: ``from_headers(to_headers(execution)) == execution``.
+Invariant: ``from_headers(to_headers(execution)) == execution``, but for ``function``: which one runs, the callee knows.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any, Final
 
 import orjson
 
+from agentfield.effects import Effects
 from agentfield.errors import InvalidInputError
 from agentfield.naming import shown
 from agentfield.scope import check_scope_id
@@ -33,6 +34,9 @@ _TRACEPARENT = re.compile(
 )
 _SAMPLED = "01"
 _TEXTS = ("execution_id", "workflow_id", "session_id", "agent", "actor_id", "parent_id", "cause")
+_COUNTS = ("nesting", "depth", "seen")
+LONGEST_PATH: Final = 16
+"""Callers that an execution remembers, the nearest ones: every event it writes names them."""
 
 
 class Seen:
@@ -62,12 +66,22 @@ class Execution:
     """The execution that called this one."""
     cause: str | None = None
     """The id of the event that led to this execution."""
+    cause_revision: int | None = None
+    """That event's revision."""
     trace: str | None = None
     """W3C ``traceparent``: one trace id for everything a root execution causes, one span id an execution."""
+    function: str | None = None
+    """The reasoner or handler that runs: its name; None for code that is neither."""
+    path: tuple[str, ...] = ()
+    """Who called whom until this one was called, from the root execution or the handler on: see :func:`caller`."""
+    nesting: int = 0
+    """How many calls lie between the root execution, or the handler, and this one: more than ``path`` may name."""
     depth: int = 0
-    """How many calls lie between the root execution and this one."""
+    """How many handlers, each started by what the one before had written, lie between the root execution and this."""
     seen: Seen = field(default_factory=Seen, compare=False, repr=False)
     """What its reads must not fall behind. It grows while the execution runs, and says nothing of who runs."""
+    effects: Effects | None = field(default=None, compare=False, repr=False)
+    """In a handler, and only in the handler itself: what makes its writes recognisable when the event comes again."""
 
 
 current: Final[ContextVar[Execution | None]] = ContextVar("agentfield.execution", default=None)
@@ -112,7 +126,7 @@ def root(
 
 
 def child(execution: Execution, agent: str | None, actor_id: str | None) -> Execution:
-    """The execution of a call that ``execution`` makes: same workflow, session, cause and trace, one level deeper.
+    """The execution of a call that ``execution`` makes: same workflow, session, cause and trace, one call further.
 
     If the caller is in no workflow, the call begins one, named after itself.
     """
@@ -125,10 +139,18 @@ def child(execution: Execution, agent: str | None, actor_id: str | None) -> Exec
         actor_id=actor_id,
         parent_id=execution.execution_id,
         cause=execution.cause,
+        cause_revision=execution.cause_revision,
         trace=next_span(execution.trace),
-        depth=execution.depth + 1,
+        path=(*execution.path, caller(execution))[-LONGEST_PATH:],
+        nesting=execution.nesting + 1,
+        depth=execution.depth,
         seen=Seen(execution.seen.revision),
     )
+
+
+def caller(execution: Execution) -> str:
+    """An execution as the path of those that it calls names it: ``agent.function/execution id``, as far as known."""
+    return f"{'.'.join(filter(None, (execution.agent, execution.function)))}/{execution.execution_id}"
 
 
 def next_span(trace: str | None) -> str:
@@ -145,10 +167,13 @@ def to_headers(execution: Execution) -> dict[str, str]:
     for name in _TEXTS:
         if (value := getattr(execution, name)) is not None:
             fields[name] = value
-    if execution.depth:
-        fields["depth"] = execution.depth
-    if execution.seen.revision:
-        fields["seen"] = execution.seen.revision
+    if execution.cause_revision is not None:
+        fields["cause_revision"] = execution.cause_revision
+    if execution.path:
+        fields["path"] = execution.path
+    for name, count in zip(_COUNTS, (execution.nesting, execution.depth, execution.seen.revision), strict=True):
+        if count:
+            fields[name] = count
     headers = {CONTEXT_HEADER: ascii_json(fields)}
     if execution.trace is not None:
         headers[TRACE_HEADER] = execution.trace
@@ -174,19 +199,29 @@ def from_headers(headers: Mapping[str, str]) -> Execution | None:
     for name, value in texts.items():
         if value is not None and not isinstance(value, str):
             raise _malformed(packed, f"holds no text in {name}")
-    depth, seen = fields.get("depth", 0), fields.get("seen", 0)
     if not texts["execution_id"]:
         raise _malformed(packed, "has no execution_id")
-    if type(depth) is not int or depth < 0:
-        raise _malformed(packed, "holds no count in depth")
-    if type(seen) is not int or seen < 0:
-        raise _malformed(packed, "holds no revision in seen")
+    for name in (*_COUNTS, "cause_revision"):
+        number = fields.get(name, 0)
+        if type(number) is not int or number < 0:
+            raise _malformed(packed, f"holds no count in {name}")
+    path = fields.get("path", [])
+    if not isinstance(path, list) or not all(isinstance(each, str) for each in path):
+        raise _malformed(packed, "holds no list of texts in path")
     for name in ("workflow_id", "session_id"):
         if texts[name] is not None:
             check_scope_id(texts[name])
     trace = headers.get(TRACE_HEADER)
     known = trace if trace and _TRACEPARENT.fullmatch(trace) else None
-    return Execution(**texts, trace=known, depth=depth, seen=Seen(seen))
+    return Execution(
+        **texts,
+        cause_revision=fields.get("cause_revision"),
+        trace=known,
+        path=tuple(path[-LONGEST_PATH:]),
+        nesting=fields.get("nesting", 0),
+        depth=fields.get("depth", 0),
+        seen=Seen(fields.get("seen", 0)),
+    )
 
 
 def ascii_json(fields: Mapping[str, Any]) -> str:

@@ -17,6 +17,7 @@ from types import MappingProxyType
 from agentfield.errors import InvalidInputError
 
 DEFAULT_NAMESPACE = "agentfield"
+DEFAULT_MAX_DEPTH = 100
 
 VARIABLES: Mapping[str, str] = MappingProxyType(
     {
@@ -26,6 +27,7 @@ VARIABLES: Mapping[str, str] = MappingProxyType(
         "AGENTFIELD_HOME": "where the embedded server keeps its data; default: the user's data directory",
         "AGENTFIELD_WORKFLOW_GRACE": "seconds an unused workflow's keys are kept; default 86400; off: for ever",
         "AGENTFIELD_SESSION_IDLE": "seconds an unused session's keys are kept; default 2592000; off: for ever",
+        "AGENTFIELD_MAX_DEPTH": f"handlers that may start one another in a row; default {DEFAULT_MAX_DEPTH}",
         "AGENTFIELD_AI_MODEL": "the model of agents that name none: openai/gpt-4o-mini, say, or module:callable",
     }
 )
@@ -48,6 +50,8 @@ class Settings:
     """Seconds; None keeps the keys of workflows for ever."""
     session_idle: float | None = 2_592_000.0
     """Seconds; None keeps the keys of sessions for ever."""
+    max_depth: int = DEFAULT_MAX_DEPTH
+    """Handlers that may start one another in a row before the chain counts as a loop."""
 
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None) -> Settings:
@@ -58,7 +62,7 @@ class Settings:
 
         Raises:
             InvalidInputError: ``AGENTFIELD_HOME`` starts with the home directory of a user that does not exist, or a
-                number of seconds is none.
+                number of seconds, or a count, is none.
         """
         values = os.environ if environ is None else environ
 
@@ -73,6 +77,7 @@ class Settings:
             ai_model=text("AGENTFIELD_AI_MODEL"),
             workflow_grace=_seconds("AGENTFIELD_WORKFLOW_GRACE", text("AGENTFIELD_WORKFLOW_GRACE"), 86_400.0),
             session_idle=_seconds("AGENTFIELD_SESSION_IDLE", text("AGENTFIELD_SESSION_IDLE"), 2_592_000.0),
+            max_depth=_count("AGENTFIELD_MAX_DEPTH", text("AGENTFIELD_MAX_DEPTH"), DEFAULT_MAX_DEPTH),
         )
 
     @staticmethod
@@ -98,6 +103,14 @@ def _seconds(name: str, text: str | None, default: float | None) -> float | None
     if not 1 <= seconds < math.inf:
         raise InvalidInputError(f"{name} is {text!r}: give a number of seconds, at least 1, or off")
     return seconds
+
+
+def _count(name: str, text: str | None, default: int) -> int:
+    if text is None:
+        return default
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:10]) <= 1_000_000:
+        raise InvalidInputError(f"{name} is {text!r}: give a whole number from 1 to 1000000")
+    return int(text)
 
 
 def _named(home: str) -> Path:

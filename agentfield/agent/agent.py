@@ -75,6 +75,7 @@ class Agent:
         self._identity = Identity(self.name, self.actor_id)
         self._reasoners: dict[str, Reasoner] = {}
         self._lifetimes = Lifetimes(Periods(workflow=settings.workflow_grace, session=settings.session_idle))
+        self._max_depth = settings.max_depth
         self._seen = Seen()
         self.memory = Memory(
             self._fabric, agent=self.name, actor_id=self.actor_id, lifetimes=self._lifetimes, seen=self._seen
@@ -125,21 +126,21 @@ class Agent:
         if self._presence.serving is not None:
             raise InvalidInputError(f"agent {self.name!r} serves already: define {reasoner.name!r} before it starts")
         self._reasoners[reasoner.name] = reasoner
-        return self._direct(function, is_async=reasoner.is_async)
+        return self._direct(function, reasoner)
 
-    def _direct(self, function: F, *, is_async: bool) -> F:
-        if is_async:
+    def _direct(self, function: F, reasoner: Reasoner) -> F:
+        if reasoner.is_async:
 
             @functools.wraps(function)
             async def run_async(*args: Any, **kwargs: Any) -> Any:
-                with self._identity.somewhere():
+                with self._identity.somewhere(reasoner.name):
                     return await function(*args, **kwargs)
 
             return cast(F, run_async)
 
         @functools.wraps(function)
         def run(*args: Any, **kwargs: Any) -> Any:
-            with self._identity.somewhere():
+            with self._identity.somewhere(reasoner.name):
                 return function(*args, **kwargs)
 
         return cast(F, run)
@@ -301,7 +302,9 @@ class Agent:
         presence.notes.start()
         await stack.enter_async_context(ExpiryWorker(fabric, self._lifetimes.periods))
         handlers = self.memory.registrations
-        subscriptions = Subscriptions(fabric, handlers, agent=self.name, actor_id=self.actor_id)
+        subscriptions = Subscriptions(
+            fabric, handlers, agent=self.name, actor_id=self.actor_id, max_depth=self._max_depth
+        )
         await subscriptions.start()
         presence.subscriptions = subscriptions
         stack.push_async_callback(lambda: subscriptions.drain(presence.grace))
@@ -327,7 +330,7 @@ class Agent:
     async def _run_call(self, name: str, payload: bytes, execution: Execution | None) -> bytes:
         reasoner = self._reasoners[name]
         arguments = reasoner.arguments(payload)
-        here = self._identity.adopt(execution)
+        here = self._identity.adopt(execution, name)
         current.set(here)  # this task's own context: it ends with the call
         if here.workflow_id is None:
             return await reasoner.run(arguments)

@@ -30,19 +30,17 @@ class Identity:
         """A fresh root execution of this agent."""
         return root(self.agent, self.actor_id)
 
-    def adopt(self, execution: Execution | None) -> Execution:
+    def adopt(self, execution: Execution | None, reasoner: str) -> Execution:
         """The execution that a caller made for this agent; a caller that made none (a NATS tool) begins a workflow."""
-        if execution is None:
-            return self.root()
-        return replace(execution, agent=self.agent, actor_id=self.actor_id)
+        return replace(execution or self.root(), agent=self.agent, actor_id=self.actor_id, function=reasoner)
 
     @contextmanager
-    def somewhere(self) -> Iterator[None]:
-        """Run in the current execution, or in a fresh root execution where there is none."""
+    def somewhere(self, reasoner: str) -> Iterator[None]:
+        """Run in the current execution, or in a fresh root execution of a reasoner where there is none."""
         if current.get() is not None:
             yield
             return
-        token = current.set(self.root())
+        token = current.set(self.adopt(None, reasoner))
         try:
             yield
         finally:

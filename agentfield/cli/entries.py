@@ -16,7 +16,7 @@ from agentfield.cli.connecting import connected, remembering
 from agentfield.cli.invocation import Command, Invocation, command
 from agentfield.cli.kinds import DURATION, value_of
 from agentfield.cli.output import age, shortened, size
-from agentfield.cli.scopes import option_for, scope_options, to_read, to_write
+from agentfield.cli.scopes import choices, named, scope_options, to_read, to_write
 from agentfield.cli.waiting import wait
 from agentfield.codec import Record, check_ttl, decode_entry, reference_of
 from agentfield.errors import InvalidInputError, NotFoundError
@@ -29,9 +29,6 @@ from agentfield.memory.state import live_entries
 from agentfield.naming import shown
 from agentfield.pattern import Pattern
 from agentfield.scope import Scope
-
-_NAMED = 5
-"""Scopes that an error message names one by one."""
 
 _COLUMNS = ("scope", "id", "key", "value", "revision", "age", "writer")
 
@@ -139,13 +136,13 @@ def delete_command(invocation: Invocation, key: str, if_revision: int | None, sc
                 return
         async with connected(invocation) as fabric:
             others = await _entries(fabric, Pattern.parse(key), to_read(None)) if scope is None else []
-            raise NotFoundError(f"there is no {shown(key)} in {_named(target)}{_elsewhere(others)}")
+            raise NotFoundError(f"there is no {shown(key)} in {named(target)}{_elsewhere(others)}")
 
     wait(delete())
     if invocation.json:
         invocation.output.object({"key": key, "scope": target.kind, "scope_id": target.id, "deleted": True})
     else:
-        invocation.output.text(f"deleted from {_named(target)}")
+        invocation.output.text(f"deleted from {named(target)}")
 
 
 @command("ls")
@@ -205,26 +202,20 @@ def _only(key: str, entries: Sequence[Entry], scope: AnyScope | None) -> Entry:
     if len(entries) == 1:
         return entries[0]
     if entries:
-        raise InvalidInputError(f"{shown(key)} is in {len(entries)} scopes: choose one with {_choices(entries)}")
+        raise InvalidInputError(
+            f"{shown(key)} is in {len(entries)} scopes: choose one with {choices(_scopes(entries))}"
+        )
     kind, id = scope or (None, None)
-    where = "any scope" if kind is None else f"any {kind}" if id is None else _named(Scope(kind, id))
+    where = "any scope" if kind is None else f"any {kind}" if id is None else named(Scope(kind, id))
     raise NotFoundError(f"there is no {shown(key)} in {where}")
 
 
-def _choices(entries: Sequence[Entry]) -> str:
-    options = [option_for(Scope(entry.scope, entry.scope_id)) for entry in entries]
-    left = len(options) - _NAMED
-    if left > 0:
-        return f"{', '.join(options[:_NAMED])} … `agentfield ls` lists the other {left}"
-    return " or ".join(filter(None, (", ".join(options[:-1]), options[-1])))
+def _scopes(entries: Sequence[Entry]) -> list[Scope]:
+    return [Scope(entry.scope, entry.scope_id) for entry in entries]
 
 
 def _elsewhere(entries: Sequence[Entry]) -> str:
-    return f"; it is elsewhere: choose with {_choices(entries)}" if entries else ""
-
-
-def _named(scope: Scope) -> str:
-    return "the global scope" if scope.kind == "global" else f"{scope.kind} {shown(scope.id)}"
+    return f"; it is elsewhere: choose with {choices(_scopes(entries))}" if entries else ""
 
 
 def _standard_input() -> str:

@@ -37,6 +37,7 @@ COMMANDS: Final[Mapping[str, Entry]] = MappingProxyType(
         "delete": Entry("entries", "Take a key's value away; its history stays."),
         "ls": Entry("entries", "List current entries."),
         "history": Entry("events", "Show what happened to a key, or to every key of a pattern."),
+        "why": Entry("why", "Show what led to a value, and what led to that, back to the root."),
         "tail": Entry("events", "Show changes as they happen, until Ctrl-C."),
         "deadletters": Entry("deadletters", "Show, replay or drop events that handlers have given up on."),
         "handlers": Entry("handlers", "Show the handlers there are, and forget those that are gone."),

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import functools
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
 
 from agentfield.memory.addressing import AnyScope
+from agentfield.naming import shown
 from agentfield.scope import GLOBAL, RESOLUTION, Scope, check_scope_kind
 
 EVERYWHERE: tuple[AnyScope, ...] = tuple((kind, None) for kind in RESOLUTION)
 """Every scope there is."""
+
+_NAMED = 5
+"""Scopes that an error message names one by one."""
 
 
 def scope_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -62,6 +66,20 @@ def to_read(scope: AnyScope | None) -> tuple[AnyScope, ...]:
 def option_for(scope: Scope) -> str:
     """The option that names a scope, as one would type it in a shell."""
     return "--global" if scope == GLOBAL else f"--{scope.kind} {shlex.quote(scope.id)}"
+
+
+def choices(scopes: Sequence[Scope]) -> str:
+    """The options, one of which names the scope that is meant."""
+    options = [option_for(scope) for scope in scopes]
+    left = len(options) - _NAMED
+    if left > 0:
+        return f"{', '.join(options[:_NAMED])} … `agentfield ls` lists the other {left}"
+    return " or ".join(filter(None, (", ".join(options[:-1]), options[-1])))
+
+
+def named(scope: Scope) -> str:
+    """A scope as a sentence names it."""
+    return "the global scope" if scope.kind == "global" else f"{scope.kind} {shown(scope.id)}"
 
 
 def _chosen(kind: str | None, id: str | None, short: dict[Any, Any]) -> AnyScope | None:

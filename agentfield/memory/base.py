@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Self
 
 from agentfield import execution
+from agentfield.effects import Effects
 from agentfield.errors import InvalidInputError
 from agentfield.event import Writer
 from agentfield.execution import Execution, Seen
@@ -112,17 +113,24 @@ class Base:
         self._last_here = running, here
         return here
 
+    def _effects(self) -> Effects | None:
+        """What makes the writes of the running handler recognisable; None outside one."""
+        running = execution.current.get()
+        return None if running is None else running.effects
+
     def _writer(self) -> Writer:
         running = execution.current.get()
         if running is None:
-            return Writer.model_construct(
-                agent=self._agent, execution_id=None, workflow_id=None, session_id=None, cause=None, trace=None
-            )
+            return Writer.model_construct(agent=self._agent)
         return Writer.model_construct(
             agent=self._agent or running.agent,
+            function=running.function,
             execution_id=running.execution_id,
             workflow_id=running.workflow_id,
             session_id=running.session_id,
             cause=running.cause,
+            cause_revision=running.cause_revision,
+            depth=running.depth,
+            path=running.path,
             trace=running.trace,
         )

@@ -67,7 +67,8 @@ async def delete_all(fabric: Fabric, records: Sequence[Record], writer: Writer |
     """Delete the keys of these records (at most a batch) unless they have been written since.
 
     Each delete expects the very event it ends, so of several processes at it one deletes each. Without a ``writer``,
-    each delete is put down to the workflow and session of the write that it ends.
+    each delete is put down to the workflow and session of the write that it ends; and if its ``reason`` is that the
+    value has expired, that write is its cause. Its depth is none: what happens because time has passed is no loop.
     """
     lifetimes = Lifetimes(_NO_LIFETIMES)
     pairs = [(write, record.sequence) for record in records if (write := _delete_of(fabric, record, writer, reason))]
@@ -115,9 +116,15 @@ def _delete_of(fabric: Fabric, record: Record, writer: Writer | None, reason: Re
     except InvalidInputError as error:
         logger.warning("left in the log, since it is no key's: %s", error)
         return None
+    return prepare(fabric, scope, key, "delete", b"", writer or _nobody(fabric, record, reason), reason=reason)
+
+
+def _nobody(fabric: Fabric, record: Record, reason: Reason) -> Writer:
+    """Who deletes a record that nobody asked to delete."""
     try:
-        origin = decode_outline(record, fabric.subjects).writer
+        ended = decode_outline(record, fabric.subjects)
     except DecodeError:
-        origin = Writer()
-    by = writer or Writer(workflow_id=origin.workflow_id, session_id=origin.session_id, trace=origin.trace)
-    return prepare(fabric, scope, key, "delete", b"", by, reason=reason)
+        return Writer()
+    origin = ended.writer
+    by = Writer(workflow_id=origin.workflow_id, session_id=origin.session_id, trace=origin.trace)
+    return by if reason != "expired" else by.model_copy(update={"cause": ended.id, "cause_revision": ended.revision})

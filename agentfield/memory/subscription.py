@@ -21,21 +21,24 @@ from typing import Any, Literal
 
 from agentfield import execution
 from agentfield.codec import Record, decode_outline
+from agentfield.effects import Effects
 from agentfield.errors import AgentFieldError, ClosedError, DecodeError, InvalidInputError
 from agentfield.event import Event
-from agentfield.execution import Execution, Seen
 from agentfield.fabric.consumer import Activated, ConsumerSpec, PinnedConsumer
 from agentfield.fabric.durables import described, durable_name, handlers_of
 from agentfield.fabric.fabric import Fabric
 from agentfield.memory.addressing import AnyScope
+from agentfield.memory.causes import handler_execution
 from agentfield.memory.history import matching
 from agentfield.memory.letters import Letter, letter, said
+from agentfield.memory.loops import LoopDetected, LoopGuard
 from agentfield.memory.previous import PreviousTable
 from agentfield.memory.replaying import recall, settle
 from agentfield.memory.resolving import Resolver
 from agentfield.memory.superseding import SupersededError, stand_aside
 from agentfield.pattern import Pattern, subsumes
 from agentfield.schema import Schemas
+from agentfield.settings import DEFAULT_MAX_DEPTH
 
 logger = logging.getLogger("agentfield.handlers")
 
@@ -154,7 +157,7 @@ def deliver_policy(start: Start) -> Mapping[str, Any]:
 class _Taken:
     """An event that waits to be handled, and, once it is its turn, as the handler gets it."""
 
-    __slots__ = ("event", "letter", "previous", "record", "sequence")
+    __slots__ = ("effects", "event", "letter", "previous", "record", "sequence")
 
     def __init__(
         self, record: Record, previous: Record | None, *, sequence: int | None = None, letter: Letter | None = None
@@ -166,12 +169,21 @@ class _Taken:
         self.letter = letter
         """The dead letter that is being replayed."""
         self.event: Event | None = None
+        self.effects: Effects | None = None
 
 
 class HandlerRun:
     """One handler of an agent in this process. ``prepare`` it, ``run`` it in a task of yours, ``stop`` it."""
 
-    def __init__(self, fabric: Fabric, registration: Registration, *, agent: str, actor_id: str) -> None:
+    def __init__(
+        self,
+        fabric: Fabric,
+        registration: Registration,
+        *,
+        agent: str,
+        actor_id: str,
+        max_depth: int = DEFAULT_MAX_DEPTH,
+    ) -> None:
         self.name = registration.name
         self._fabric = fabric
         self._registration = registration
@@ -181,6 +193,7 @@ class HandlerRun:
         self._filters = fabric.subjects.filters(registration.patterns, registration.scopes)
         self._requests = fabric.deadletters.requests(agent, registration.name)
         self._resolver = Resolver(fabric, registration.schemas)
+        self._loops = LoopGuard(fabric, registration.name, limit=max_depth, clock=fabric.loop.time)
         self._spec = ConsumerSpec(
             stream=fabric.log.stream,
             name=durable_name(agent, registration.name),
@@ -399,8 +412,13 @@ class HandlerRun:
                 return True
             if not await self._consumer.still_ours(taken.sequence):  # it may have taken long to come this far
                 return True
+            # Who has a dead letter replayed knows what it was about.
+            if taken.letter is None and (loop := await self._loops.loop(event, taken.record)) is not None:
+                await self._give_up(event, taken, loop, attempt)
+                await self._finish(taken)
+                return True
             try:
-                await self._call(event)
+                await self._call(event, self._effects(taken, event))
             # The handler is the user's: whatever it raises is theirs to see, even a cancellation of its own making.
             except (Exception, asyncio.CancelledError) as error:
                 task = asyncio.current_task()
@@ -426,8 +444,23 @@ class HandlerRun:
             await settle(self._fabric, taken.letter)
         self._consumer.done(taken.sequence)
 
-    async def _call(self, event: Event) -> None:
-        token = execution.current.set(self._execution(event))
+    def _effects(self, taken: _Taken, event: Event) -> Effects:
+        """The same for every try, so that a write which is made again is recognised."""
+        if taken.effects is None:
+            taken.effects = Effects(
+                agent=self._agent,
+                handler=self.name,
+                event_id=event.id,
+                revision=event.revision,
+                subject=taken.record.subject,
+            )
+        else:
+            taken.effects.again()
+        return taken.effects
+
+    async def _call(self, event: Event, effects: Effects) -> None:
+        here = handler_execution(event, self.name, agent=self._agent, actor_id=self._actor_id, effects=effects)
+        token = execution.current.set(here)
         try:
             if self._registration.timeout is None:
                 await self._run_handler(event)
@@ -446,30 +479,14 @@ class HandlerRun:
         if isinstance(outcome, Awaitable):
             await outcome
 
-    def _execution(self, event: Event) -> Execution:
-        """A handler runs in the event's workflow and session, so that what it reads is what the writer saw."""
-        writer = event.writer
-        workflow = event.scope_id if event.scope == "workflow" else writer.workflow_id
-        session = event.scope_id if event.scope == "session" else writer.session_id
-        return Execution(
-            execution_id=execution.new_id(),
-            workflow_id=workflow,
-            session_id=session,
-            agent=self._agent,
-            actor_id=self._actor_id,
-            parent_id=writer.execution_id,
-            cause=event.id,
-            trace=execution.next_span(writer.trace),
-            seen=Seen(event.revision),
-        )
-
     async def _give_up(self, event: Event, taken: _Taken, error: BaseException, tries: int) -> None:
         """Put the event into the dead letters, with what went wrong; insists until it is stored."""
         name = self._registration.name
-        logger.error(
-            "handler %s gives up on %s (revision %d) after %d tries: %s: %s",
-            name, event.key, event.revision, tries, type(error).__name__, said(error, _LOGGED),
-        )  # fmt: skip
+        if not isinstance(error, LoopDetected):  # of those there may be many, and their guard reports them
+            logger.error(
+                "handler %s gives up on %s (revision %d) after %d tries: %s: %s",
+                name, event.key, event.revision, tries, type(error).__name__, said(error, _LOGGED),
+            )  # fmt: skip
         replays = 0 if taken.letter is None else taken.letter.replays + 1
         payload = letter(event, error, agent=self._agent, handler=name, tries=tries, replays=replays)
         delay = _FIRST_RETRY
@@ -516,10 +533,20 @@ async def _once_again(run: HandlerRun) -> None:
 class Subscriptions:
     """Every handler of an agent in this process, started and stopped together."""
 
-    def __init__(self, fabric: Fabric, registrations: Sequence[Registration], *, agent: str, actor_id: str) -> None:
+    def __init__(
+        self,
+        fabric: Fabric,
+        registrations: Sequence[Registration],
+        *,
+        agent: str,
+        actor_id: str,
+        max_depth: int = DEFAULT_MAX_DEPTH,
+    ) -> None:
         self._fabric = fabric
         self._agent = agent
-        self.runs = [HandlerRun(fabric, item, agent=agent, actor_id=actor_id) for item in registrations]
+        self.runs = [
+            HandlerRun(fabric, item, agent=agent, actor_id=actor_id, max_depth=max_depth) for item in registrations
+        ]
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:

@@ -12,7 +12,8 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from agentfield.codec import OPERATION, Record
+from agentfield.codec import EVENT_ID, OPERATION, Record
+from agentfield.effects import Effects
 from agentfield.errors import ConflictError, InvalidInputError, UnavailableError
 from agentfield.event import Writer
 from agentfield.execution import Seen
@@ -21,6 +22,7 @@ from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.jetstream import backoff
 from agentfield.fabric.log import Conflict
 from agentfield.memory.addressing import Place, read_scopes, write_scope
+from agentfield.memory.handled import Marker
 from agentfield.memory.lifetime import Lifetimes
 from agentfield.memory.resolving import Resolver
 from agentfield.memory.state import is_live
@@ -51,6 +53,9 @@ class Transaction:
     Leaving the block commits; leaving it by an exception writes nothing. If a key that was read has changed by then,
     the commit raises :class:`ConflictError` and nothing is stored: begin again. After the block, ``tx.revision`` is the
     revision of the last write.
+
+    In a handler, ``memory.transaction(once=True)`` also marks the event as handled. If it had been before, ``handled``
+    is True from the beginning, and leaving the block stores nothing.
     """
 
     def __init__(
@@ -61,6 +66,9 @@ class Transaction:
         place: Place,
         writer: Writer,
         seen: Seen,
+        effects: Effects | None = None,
+        *,
+        once: bool = False,
     ) -> None:
         self._source = fabric
         self._lifetimes = lifetimes
@@ -68,29 +76,63 @@ class Transaction:
         self._place = place
         self._writer = writer
         self._reader = seen
+        self._effects = effects
+        self._once = once
+        self._marker: Marker | None = None
+        self._batch = ""
         self._fabric: Fabric | None = None
         self._seen: dict[str, _Seen] = {}
         self._writes: dict[str, Write] = {}
         self._over = False
         self.revision: int | None = None
         """The revision of the last write, once committed; None before, and if nothing was written."""
+        self.handled = False
+        """With ``once``: whether the handler had handled its event before, so that this stores nothing."""
 
     async def __aenter__(self) -> Self:
-        """Connect if need be; begins without asking the server anything."""
+        """Connect if need be; begins without asking the server anything, but with ``once`` for the marker."""
         if self._fabric is not None:
             raise InvalidInputError("a transaction can be entered once: make a new one with memory.transaction()")
-        self._fabric = await self._source()
+        if self._once and self._effects is not None:
+            await self._begin(self._effects)
+        else:
+            self._fabric = await self._source()
         return self
+
+    async def _begin(self, effects: Effects) -> None:
+        """Look whether the event has been handled. After a failure the transaction has not begun."""
+        if effects.marked:
+            raise InvalidInputError(
+                "a handler's run has one transaction(once=True), since it marks the event as handled: put all that is "
+                "to be stored once into that one"
+            )
+        effects.marked = True
+        try:
+            fabric = await self._source()
+            self._marker = Marker(fabric, effects)
+            self.handled = await self._marker.look()
+        except BaseException:
+            effects.marked = False
+            raise
+        self._fabric = fabric
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Commit, or, after an exception, write nothing."""
+        done = False
         try:
-            if kind is None and not self._over:
+            if kind is None and not self._over and not self.handled:
                 await self._commit()
+            done = kind is None
+        except ConflictError:
+            if self._effects is not None:
+                self._effects.refused(self._batch)
+            raise
         finally:
             self._over = True
+            if self._marker is not None and self._effects is not None and not done:
+                self._effects.marked = False  # nothing is marked: the handler may try again
 
     async def get(
         self,
@@ -164,25 +206,41 @@ class Transaction:
 
     async def _commit(self) -> None:
         fabric = self._open()
-        writes = list(self._writes.values())
+        writes = self._recognisable()
         expectations = [Expectation(subject, seen.revision) for subject, seen in self._seen.items()]
-        if not writes:
+        if not writes and self._marker is None:
             await self._raise_if_changed()
             return
         self._raise_if_expired(fabric)
         for attempt in range(_TRIES):
+            marks = [] if self._marker is None else [self._marker.write(self._writer)]
+            marked = [] if self._marker is None else [self._marker.expectation()]
             try:
-                self.revision = await store_together(fabric, self._lifetimes, writes, expectations)
+                revision = await store_together(fabric, self._lifetimes, [*marks, *writes], [*marked, *expectations])
             except Conflict:
+                if self._marker is not None and await self._marker.look():
+                    self.handled = True  # another instance was faster
+                    return
                 await self._raise_if_changed()
             else:
-                self._reader.saw(self.revision)
+                self.revision = revision if writes else None
+                self._reader.saw(revision)
                 return
             # Nothing has changed: a write of one of the keys, or another's check of it, was not yet decided.
             await asyncio.sleep(backoff(attempt))
         for seen in self._seen.values():
             raise ConflictError(seen.key, expected=seen.revision, actual=None)
         raise UnavailableError("the transaction met undecided writes for too long; nothing was written")
+
+    def _recognisable(self) -> list[Write]:
+        """The writes, in a handler under ids that are the same when it writes the same again."""
+        writes = list(self._writes.values())
+        if self._effects is None or not writes:
+            return writes
+        contents = [(write.headers.get(OPERATION, "SET"), write.payload, repr(write.ttl)) for write in writes]
+        places = [write.subject for write in writes]
+        self._batch, ids = self._effects.of_batch(list(zip(places, contents, strict=True)))
+        return [write._replace(headers={**write.headers, EVENT_ID: id}) for write, id in zip(writes, ids, strict=True)]
 
     async def _raise_if_changed(self) -> None:
         """Compare everything read with the present, in one look; name the first key that differs."""

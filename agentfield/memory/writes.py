@@ -8,13 +8,13 @@ from __future__ import annotations
 import asyncio
 import inspect
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pydantic import RootModel
 
-from agentfield.codec import Record
-from agentfield.errors import ConflictError, InvalidInputError
+from agentfield.codec import EVENT_ID, Record
+from agentfield.errors import ConflictError, InvalidInputError, NotFoundError
 from agentfield.fabric.batch import MAX_BATCH, Expectation
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.log import Conflict
@@ -57,7 +57,8 @@ class Writes(Base):
         above 0) the entry expires. With ``if_revision`` the write happens only if the key's revision is still that one
         (0: the key has never been written); otherwise :class:`ConflictError`, and nothing is stored. With ``fence`` (a
         held lock) it happens only if the lock is still ours, by the server's word; otherwise :class:`LockLostError`.
-        ``event_id`` repeats a write whose outcome was unknown, without storing it twice.
+        ``event_id`` repeats a write whose outcome was unknown, without storing it twice. In a handler, a write is
+        recognised by itself when its event comes again.
         """
         check_revision(if_revision)
         check_write(key, ttl, event_id)
@@ -67,13 +68,20 @@ class Writes(Base):
             )
         target = write_scope(self._place(), scope, scope_id)
         encoded = self.schemas.encode(key, value)
+        id = event_id or self._write_id(target, key, "set", encoded.payload, ttl)
         fabric = await self._fabric()
         write = prepare(
-            fabric, target, key, "set", encoded.payload, self._writer(), ttl=ttl, event_id=event_id, stamp=encoded.stamp
+            fabric, target, key, "set", encoded.payload, self._writer(), ttl=ttl, event_id=id, stamp=encoded.stamp
         )
-        if fence is not None:
-            return await self._store_fenced(fabric, write, if_revision, fence, repeated=event_id is not None)
-        return await self._store(fabric, write, if_revision, repeated=event_id is not None)
+        try:
+            if fence is not None:
+                return await self._store_fenced(fabric, write, if_revision, fence, repeated=event_id is not None)
+            # The server looks at the condition before it looks for a repetition.
+            repeated = event_id is not None or (id is not None and if_revision is not None)
+            return await self._store(fabric, write, if_revision, repeated=repeated)
+        except ConflictError:
+            self._refused(id)
+            raise
 
     async def create(
         self, key: str, value: Any, scope: str | None = None, scope_id: str | None = None, *, ttl: float | None = None
@@ -82,12 +90,19 @@ class Writes(Base):
         check_write(key, ttl)
         target = write_scope(self._place(), scope, scope_id)
         encoded = self.schemas.encode(key, value)
+        id = self._write_id(target, key, "create", encoded.payload, ttl)
         fabric = await self._fabric()
+        write = prepare(
+            fabric, target, key, "set", encoded.payload, self._writer(), ttl=ttl, event_id=id, stamp=encoded.stamp
+        )
         while True:
             record = await _last(fabric, target, key)
             if record is not None and is_live(record, fabric.log.now()):
+                made = await self._made_before(fabric, write, record)
+                if made is not None:
+                    return made
+                self._refused(id)
                 raise ConflictError(key, expected=0, actual=record.sequence)
-            write = prepare(fabric, target, key, "set", encoded.payload, self._writer(), ttl=ttl, stamp=encoded.stamp)
             try:
                 return await self._store(fabric, write, record.sequence if record else 0)
             except ConflictError:
@@ -104,24 +119,30 @@ class Writes(Base):
         check_revision(if_revision)
         check_write(key)
         target = write_scope(self._place(), scope, scope_id)
+        id = self._write_id(target, key, "delete")
         fabric = await self._fabric()
+        write = prepare(fabric, target, key, "delete", b"", self._writer(), event_id=id)
         for _ in range(_DELETE_TRIES):
             record = await _last(fabric, target, key)
+            if _is(record, id):
+                return True
             if if_revision is not None and if_revision != (record.sequence if record else 0):
+                if record is not None and await self._made_before(fabric, write, record) is not None:
+                    return True
+                self._refused(id)
                 raise ConflictError(key, expected=if_revision, actual=record.sequence if record else 0)
             if record is None or not is_live(record, fabric.log.now()):
                 return False
-            write = prepare(fabric, target, key, "delete", b"", self._writer())
             try:
                 await self._store(fabric, write, record.sequence)
             except ConflictError:
                 if if_revision is not None:
+                    self._refused(id)
                     raise
             else:
                 return True
             await asyncio.sleep(_FIRST_PAUSE * random.random())
         # Written to without pause: delete whatever is there, and look afterwards what that was.
-        write = prepare(fabric, target, key, "delete", b"", self._writer())
         revision = await self._store(fabric, write, None)
         before = await fabric.log.as_of([write.subject], revision - 1) or ()
         return any(is_live(record, fabric.log.now()) for record in before)
@@ -141,10 +162,27 @@ class Writes(Base):
         ``function`` gets the value (``default`` if there is none) and returns the new one; it may be async and take
         minutes, and it may be called several times, so it should do nothing but compute. Returns the value stored.
         Rounds pause with jitter; after 1,000 lost rounds :class:`ConflictError`. What the function raises is raised,
-        and nothing is stored. ``agentfield.memory.merges`` has ready-made functions that commute.
+        and nothing is stored. ``agentfield.memory.merges`` has ready-made functions that commute. In a handler, an
+        update that is stored already when its event comes again is not made again; what it stored is returned.
         """
+        return await self._update(key, function, default, scope, scope_id, ttl=ttl)
+
+    async def _update(
+        self,
+        key: str,
+        function: Callable[[Any], Any],
+        default: Any,
+        scope: str | None,
+        scope_id: str | None,
+        *,
+        ttl: float | None,
+        kind: str = "update",
+    ) -> Any:
+        """As :meth:`update`; ``kind`` is what tells one update of the key from another besides their order."""
         check_write(key, ttl)
         target = write_scope(self._place(), scope, scope_id)
+        effects = self._effects()
+        id = None if effects is None else effects.of_update(_place_of(target, key), kind)
         fabric = await self._fabric()
         resolver = self._resolver(fabric)
         pause = _FIRST_PAUSE
@@ -155,14 +193,17 @@ class Writes(Base):
             if inspect.isawaitable(value):
                 value = await value
             encoded = self.schemas.encode(key, value)
-            write = prepare(fabric, target, key, "set", encoded.payload, self._writer(), ttl=ttl, stamp=encoded.stamp)
+            write = prepare(
+                fabric, target, key, "set", encoded.payload, self._writer(), ttl=ttl, event_id=id, stamp=encoded.stamp
+            )
+            expected = record.sequence if record else 0
             try:
-                await self._store(fabric, write, record.sequence if record else 0)
+                revision = await self._store(fabric, write, expected)
             except ConflictError:
                 if attempt == UPDATE_TRIES - 1:
                     raise
             else:
-                return encoded.value
+                return encoded.value if revision > expected else await self._stored(fabric, key, revision)
             await asyncio.sleep(pause * random.random())
             pause = min(_LONGEST_PAUSE, pause * 1.5)
         raise AssertionError("unreachable: the last attempt returns or raises")
@@ -191,7 +232,7 @@ class Writes(Base):
                 )
             return value + by
 
-        total: int | float = _bare(await self.update(key, add, 0, scope, scope_id, ttl=ttl))
+        total: int | float = _bare(await self._update(key, add, 0, scope, scope_id, ttl=ttl, kind=f"increment {by!r}"))
         return total
 
     async def set_many(
@@ -215,11 +256,17 @@ class Writes(Base):
             check_write(key, ttl)
         target = write_scope(self._place(), scope, scope_id)
         encoded = {key: self.schemas.encode(key, value) for key, value in values.items()}
+        effects = self._effects()
+        ids: Sequence[str | None] = [None] * len(encoded)
+        if effects is not None:
+            _, ids = effects.of_batch(
+                [(_place_of(target, key), ("set", each.payload, repr(ttl))) for key, each in encoded.items()]
+            )
         fabric = await self._fabric()
         writer = self._writer()
         writes = [
-            prepare(fabric, target, key, "set", each.payload, writer, ttl=ttl, stamp=each.stamp)
-            for key, each in encoded.items()
+            prepare(fabric, target, key, "set", each.payload, writer, ttl=ttl, event_id=id, stamp=each.stamp)
+            for (key, each), id in zip(encoded.items(), ids, strict=True)
         ]
         revision = await store_together(fabric, self._lifetimes, writes)
         self.seen.saw(revision)
@@ -238,9 +285,25 @@ class Writes(Base):
         self.seen.saw(deleted.revision)
         return deleted.number
 
-    def transaction(self) -> Transaction:
-        """Several reads and writes as one: ``async with memory.transaction() as tx``; see :class:`Transaction`."""
-        return Transaction(self._fabric, self._lifetimes, self.schemas, self._place(), self._writer(), self.seen)
+    def transaction(self, *, once: bool = False) -> Transaction:
+        """Several reads and writes as one: ``async with memory.transaction() as tx``; see :class:`Transaction`.
+
+        With ``once``, in a handler, they are stored together with a marker that the handler has handled its event, and
+        so at most once however often, and in however many instances, the event comes again: ``tx.handled`` says then
+        that it has been, and the end of the block stores nothing. One such transaction a run.
+
+        Raises :class:`InvalidInputError` for ``once`` outside a handler: a reasoner has no event to mark, even if a
+        handler calls it.
+        """
+        effects = self._effects()
+        if once and effects is None:
+            raise InvalidInputError(
+                "transaction(once=True) works in a handler itself, where there is an event that can be marked as "
+                "handled; elsewhere, leave once out"
+            )
+        return Transaction(
+            self._fabric, self._lifetimes, self.schemas, self._place(), self._writer(), self.seen, effects, once=once
+        )
 
     def offline(self, *, limit: int = 1000, timeout: float = 60.0) -> OfflineBuffer:
         """A buffer of writes that may wait while the server is away: ``async with memory.offline() as buffer``.
@@ -275,6 +338,41 @@ class Writes(Base):
             timeout=timeout,
         )
 
+    def _write_id(
+        self, scope: Scope, key: str, operation: str, payload: bytes = b"", ttl: float | None = None
+    ) -> str | None:
+        """The id that a write has in a handler; None outside one, where every write is a new one."""
+        effects = self._effects()
+        return None if effects is None else effects.of_write(_place_of(scope, key), operation, payload, repr(ttl))
+
+    async def _made_before(self, fabric: Fabric, write: Write, last: Record) -> int | None:
+        """The revision of a write that would be refused, if an earlier run of this handler for this event made it.
+
+        Then what stands in its way came after it. ``last`` is the key's last event.
+        """
+        effects = self._effects()
+        if effects is None:
+            return None
+        id = write.headers[EVENT_ID]
+        if _is(last, id):
+            return last.sequence
+        async for record in fabric.log.read([write.subject], start=effects.revision + 1, stop=last.sequence):
+            if _is(record, id):
+                return record.sequence
+        return None
+
+    def _refused(self, id: str | None) -> None:
+        effects = self._effects()
+        if effects is not None and id is not None:
+            effects.refused(id)
+
+    async def _stored(self, fabric: Fabric, key: str, revision: int) -> Any:
+        """The value that an update stored when its event came before."""
+        record = await fabric.log.at(revision)
+        if record is None:
+            raise NotFoundError(f"what an update of {key!r} stored as revision {revision} is not in the log any more")
+        return await self._resolver(fabric).value(record)
+
     async def _store(self, fabric: Fabric, write: Write, expected: int | None, *, repeated: bool = False) -> int:
         revision = await store(fabric, self._lifetimes, write, expected, repeated=repeated)
         self.seen.saw(revision)
@@ -307,6 +405,15 @@ class Writes(Base):
 async def _last(fabric: Fabric, scope: Scope, key: str) -> Record | None:
     (record,) = await fabric.log.last([fabric.subjects.memory(scope, key)])
     return record
+
+
+def _is(record: Record | None, event_id: str | None) -> bool:
+    """Whether a record is the event of that id."""
+    return record is not None and event_id is not None and record.headers.get(EVENT_ID) == event_id
+
+
+def _place_of(scope: Scope, key: str) -> str:
+    return f"{scope}\n{key}"
 
 
 def _bare(value: Any) -> Any:

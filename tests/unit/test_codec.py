@@ -44,7 +44,17 @@ SUBJECT = SUBJECTS.memory(Scope.of("workflow", "w1"), "system_status")
 
 names = st.none() | scope_ids
 writers = st.builds(
-    Writer, agent=names, execution_id=names, workflow_id=names, session_id=names, cause=names, trace=names
+    Writer,
+    agent=names,
+    function=names,
+    execution_id=names,
+    workflow_id=names,
+    session_id=names,
+    cause=names,
+    cause_revision=st.none() | st.integers(1, 2**63),
+    depth=st.integers(0, 2**31),
+    path=st.lists(scope_ids, max_size=16).map(tuple),
+    trace=names,
 )
 ttls = st.none() | st.floats(0, MAX_TTL, exclude_min=True)
 
@@ -102,6 +112,40 @@ def test_headers_are_readable() -> None:
             '{"v":1,"type":"delete","agent":"system-monitor","execution_id":"e1","workflow_id":"w1","reason":"expired"}'
         ),
     }
+
+
+def test_an_event_of_before_there_were_depths_and_paths_is_read_as_ever() -> None:
+    old = {
+        "Nats-Msg-Id": "019357a4c5b97d3e8f0012ab34cd56ef",
+        "Agentfield-Event": (
+            '{"v":1,"type":"set","agent":"billing","execution_id":"e2","workflow_id":"w1","session_id":"s1",'
+            '"cause":"019357a4c5b97d3e8f0012ab34cd0000",'
+            '"trace":"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"}'
+        ),
+    }
+    event = decode_event(record(old, b'{"paid":true}'), SUBJECTS)
+    assert event.data == {"paid": True}
+    assert event.writer == Writer(
+        agent="billing",
+        execution_id="e2",
+        workflow_id="w1",
+        session_id="s1",
+        cause="019357a4c5b97d3e8f0012ab34cd0000",
+        trace="00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+    )
+    assert (event.writer.cause_revision, event.writer.depth, event.writer.path) == (None, 0, ())
+
+
+def test_what_a_handler_and_what_it_calls_write_is_readable_too() -> None:
+    writer = Writer(
+        agent="billing", function="bill", execution_id="e3", cause="e9", cause_revision=12, depth=1, path=("a.on/e2",)
+    )
+    headers = encode_event(event_id="id1", operation="set", writer=writer)
+    assert headers["Agentfield-Event"] == (
+        '{"v":1,"type":"set","agent":"billing","function":"bill","execution_id":"e3","cause":"e9",'
+        '"cause_revision":12,"depth":1,"path":["a.on/e2"]}'
+    )
+    assert decode_event(record(headers), SUBJECTS).writer == writer
 
 
 def test_a_delete_has_no_data_but_a_reason_and_what_was_there_before() -> None:
@@ -170,7 +214,9 @@ def test_header_fields_that_are_not_known_are_ignored() -> None:
         (record(header(type="patch")), "has the unknown type 'patch'"),
         (record(header(type="delete")), "contradict each other"),
         (record({**header(), OPERATION: "DEL"}), "contradict each other"),
-        (record(header(agent=7)), "names its writer wrongly, in agent: text is expected"),
+        (record(header(agent=7)), "names its writer wrongly, in agent"),
+        (record(header(depth="deep")), "names its writer wrongly, in depth"),
+        (record(header(path="a.b/e")), "names its writer wrongly, in path"),
         (record(header(reason="bored")), "has the unknown reason 'bored'"),
         (record(header(reason=["expired"])), "has the unknown reason"),
         (record(header(ttl="soon")), "ttl 'soon' is not a number"),

@@ -2,6 +2,7 @@ import asyncio
 import json
 import uuid
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from agentfield.errors import InvalidInputError
 from agentfield.execution import (
     CONTEXT_HEADER,
+    LONGEST_PATH,
     TRACE_HEADER,
     Execution,
     child,
@@ -33,7 +35,10 @@ executions = st.builds(
     actor_id=st.none() | scope_ids,
     parent_id=st.none() | scope_ids,
     cause=st.none() | scope_ids,
+    cause_revision=st.none() | st.integers(0, 2**63),
     trace=st.sampled_from([None, TRACE]),
+    path=st.lists(scope_ids, max_size=LONGEST_PATH).map(tuple),
+    nesting=st.integers(0, 1000),
     depth=st.integers(0, 1000),
 )
 
@@ -84,6 +89,10 @@ def test_fields_that_are_not_known_are_ignored() -> None:
         ('{"v":1,"execution_id":"e","depth":-1}', "holds no count in depth"),
         ('{"v":1,"execution_id":"e","depth":true}', "holds no count in depth"),
         ('{"v":1,"execution_id":"e","depth":1e9}', "holds no count in depth"),
+        ('{"v":1,"execution_id":"e","nesting":"2"}', "holds no count in nesting"),
+        ('{"v":1,"execution_id":"e","cause_revision":-7}', "holds no count in cause_revision"),
+        ('{"v":1,"execution_id":"e","path":"a.b/e0"}', "holds no list of texts in path"),
+        ('{"v":1,"execution_id":"e","path":[1]}', "holds no list of texts in path"),
         ('{"v":1,"execution_id":"e","workflow_id":""}', "scope id '' is empty"),
         ('{"v":1,"execution_id":"e","session_id":"a\\u0000"}', "control character"),
     ],
@@ -121,7 +130,7 @@ def test_a_traceparent_of_a_later_version_is_continued() -> None:
 def test_a_root_execution_begins_a_workflow_named_after_itself_unless_it_joins_one() -> None:
     alone = root("triage", "triage")
     assert alone.workflow_id == alone.execution_id
-    assert (alone.depth, alone.parent_id, alone.cause, alone.session_id) == (0, None, None, None)
+    assert (alone.nesting, alone.parent_id, alone.cause, alone.session_id) == (0, None, None, None)
     joined = root("triage", "tom", workflow_id="w", session_id="s", cause="event", trace=TRACE)
     assert (joined.workflow_id, joined.session_id, joined.cause, joined.actor_id) == ("w", "s", "event", "tom")
     assert joined.execution_id != "w"
@@ -132,13 +141,35 @@ def test_a_child_inherits_workflow_session_cause_and_trace() -> None:
     called = child(parent, "billing", "bill")
     assert called.execution_id != parent.execution_id
     assert (called.workflow_id, called.session_id, called.cause) == (parent.workflow_id, "s", "event")
-    assert (called.agent, called.actor_id, called.parent_id, called.depth) == (
+    assert (called.agent, called.actor_id, called.parent_id, called.nesting) == (
         "billing",
         "bill",
         parent.execution_id,
         1,
     )
-    assert child(called, "a", "a").depth == 2
+    assert child(called, "a", "a").nesting == 2
+
+
+def test_a_call_is_no_handler_so_the_depth_stays() -> None:
+    handler = replace(root("triage", "triage", cause="event"), cause_revision=7, depth=3, function="react")
+    called = child(handler, "billing", None)
+    assert (called.depth, called.cause, called.cause_revision) == (3, "event", 7)
+    assert called.function is None, "which reasoner runs, the callee says"
+
+
+def test_a_child_knows_by_which_calls_it_came_to_run_and_forgets_the_furthest() -> None:
+    first = replace(root("triage", "triage"), function="intake")
+    second = replace(child(first, "billing", None), function="bill")
+    third = child(second, "mail", None)
+    assert third.path == (f"triage.intake/{first.execution_id}", f"billing.bill/{second.execution_id}")
+    assert child(root(None, None), "a", None).path[0].startswith("/")
+    last = third
+    for number in range(40):
+        last = child(replace(last, function=f"f{number}"), "deep", None)
+    assert (len(last.path), last.nesting) == (LONGEST_PATH, 42)
+    assert last.path[-1].startswith("deep.f39/")
+    assert last.path[0].startswith("deep.f24/")
+    assert from_headers(to_headers(last)) == last
 
 
 def test_a_child_of_what_is_in_no_workflow_begins_one() -> None:

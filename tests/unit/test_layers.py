@@ -21,7 +21,7 @@ LAYERS = (
     words("errors version server_version"),
     words("settings naming"),
     words("scope key pattern subject"),
-    words("execution"),
+    words("effects execution"),
     words("value reference schema event codec"),
     words("fabric"),
     words("local"),
@@ -33,7 +33,9 @@ LAYERS = (
 LAYER_OF = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 
 # Rules that are the same on every machine and at every time: they do no I/O and know no clock.
-PURE = words("errors version server_version naming scope key pattern subject value reference schema event codec")
+PURE = words(
+    "errors version server_version naming scope key pattern subject effects value reference schema event codec"
+)
 IMPURE = words("asyncio concurrent http multiprocessing nats os pathlib select signal socket subprocess threading time")
 
 # Who may use what only some may use.

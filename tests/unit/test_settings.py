@@ -30,6 +30,14 @@ def test_every_variable_is_read() -> None:
     assert settings == Settings("nats://a:4222", "staging", Path("/data/agentfield"), "openai/gpt-4o-mini")
 
 
+def test_the_depth_at_which_handlers_are_stopped_is_a_count() -> None:
+    assert Settings.load(NAMED).max_depth == 100
+    assert Settings.load(NAMED | {"AGENTFIELD_MAX_DEPTH": "7"}).max_depth == 7
+    for wrong in ("0", "-1", "1.5", "many", "off", "9999999999999999999999", "²"):
+        with pytest.raises(InvalidInputError, match="AGENTFIELD_MAX_DEPTH"):
+            Settings.load(NAMED | {"AGENTFIELD_MAX_DEPTH": wrong})
+
+
 def test_our_own_url_comes_before_the_common_one() -> None:
     both = NAMED | {"AGENTFIELD_NATS_URL": "nats://ours", "NATS_URL": "nats://common"}
     assert Settings.load(both).nats_url == "nats://ours"
