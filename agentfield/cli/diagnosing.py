@@ -66,6 +66,12 @@ def streams(facts: Facts) -> Iterator[tuple[str, str]]:
         return  # nobody has used the namespace yet
     for spec in facts.topology.streams:
         info = facts.info(spec)
+        if info is None and spec is facts.topology.log:
+            yield (
+                f"the log {spec.name} is gone: the server could not load it, or somebody deleted it",
+                "the server's own log says why; restore its data from a backup. No agent makes a new log in its place",
+            )
+            continue
         if info is None:
             yield f"stream {spec.name} is missing", "it is made when the next agent connects; find out who deleted it"
             continue
@@ -111,6 +117,13 @@ def log(facts: Facts) -> Iterator[tuple[str, str]]:
             "its files are damaged, or somebody has set a limit on it",
             "restore the server's data from a backup; on a cluster, remove the damaged replica and let it fill anew",
         )
+    for replica, short in sorted(facts.replicas.items()) if not missing else ():
+        if short:
+            yield (
+                f"the log's replica on {replica} is short of {short:,} event{'' if short == 1 else 's'}",
+                f"if that stays so, its files are damaged: stop {replica}, remove its copy of "
+                f"{facts.topology.log.name}, start it, and it fills anew",
+            )
     if first > 1 and last:
         yield (
             f"the log begins at revision {first:,}: what came before was trimmed, and history no longer has it",

@@ -20,6 +20,7 @@ from agentfield.fabric import records
 from agentfield.fabric.connection import Connection
 from agentfield.fabric.faults import NO_MESSAGE, Fault, ServerFault, Verdict, error_of
 from agentfield.fabric.jetstream import api
+from agentfield.fabric.replicas import messages_by_replica
 from agentfield.fabric.topology import StreamSpec, Topology
 from agentfield.local import Server, find_server
 from agentfield.settings import Settings
@@ -27,6 +28,7 @@ from agentfield.settings import Settings
 _LOOKS = 5
 """How often a bucket is looked at that is behind, or was not filled yet: that it is new, or a burst, is no fault."""
 _PAUSE = 0.5
+"""Seconds until it is looked at again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,8 @@ class Facts:
     """Bytes, where the embedded server keeps its data."""
     streams: Mapping[str, Mapping[str, Any] | None]
     """The server's word on every stream of the table; None for one that is missing."""
+    replicas: Mapping[str, int]
+    """On a cluster: by how many messages each replica of the log is short of what it should hold."""
     survey: Survey
     overdue: int
     """Timers that have come due and wait for a worker."""
@@ -88,7 +92,7 @@ async def _look(connection: Connection, embedded: Server | None, patience: float
     account = await api(connection, "INFO", patience=patience)
     streams = await _streams(connection, topology, patience)
     for _ in range(_LOOKS - 1):
-        if not any(_is_behind(streams.get(spec.name)) for spec in topology.buckets):
+        if not any(map(_is_behind, streams.values())):
             break
         await asyncio.sleep(_PAUSE)
         streams = await _streams(connection, topology, patience)
@@ -105,6 +109,7 @@ async def _look(connection: Connection, embedded: Server | None, patience: float
         fault=None if embedded is None else await asyncio.to_thread(embedded.fault),
         disk_free=None if embedded is None else shutil.disk_usage(embedded.store_dir).free,
         streams=streams,
+        replicas=await _short(connection, topology, patience) if there and connection.clustered else {},
         survey=await survey(connection, topology, patience=patience) if there else Survey((), (), {}),
         overdue=overdue[0],
         overdue_for=overdue[1],
@@ -133,8 +138,31 @@ def sources(info: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
     return info.get("sources") or ()
 
 
+async def _short(connection: Connection, topology: Topology, patience: float) -> Mapping[str, int]:
+    """By how many messages each replica of the log is short, after time to catch up."""
+    short: dict[str, int] = {}
+    for look in range(_LOOKS):
+        if look:
+            await asyncio.sleep(_PAUSE)
+        info = await api(connection, f"STREAM.INFO.{topology.log.name}", patience=patience)
+        cluster, state = info.get("cluster") or {}, info["state"]
+        servers = {cluster.get("leader"), *(each["name"] for each in cluster.get("replicas") or ())} - {None}
+        offline = {each["name"] for each in cluster.get("replicas") or () if each.get("offline")}
+        wanted = int(state["last_seq"]) - int(state["first_seq"]) + 1 if state["last_seq"] else 0
+        counts = await messages_by_replica(connection, topology.log.name, servers - offline, patience=patience)
+        short = {server: max(0, wanted - count) for server, count in counts.items()}
+        if not any(short.values()):
+            break
+    return short
+
+
 def _is_behind(info: Mapping[str, Any] | None) -> bool:
-    return info is not None and any(source.get("lag") or int(source["active"]) < 0 for source in sources(info))
+    """Whether a stream is not where it should be, which may be a matter of a moment."""
+    if info is None:
+        return False
+    if any(not replica.get("current") for replica in (info.get("cluster") or {}).get("replicas") or ()):
+        return True
+    return any(source.get("lag") or int(source["active"]) < 0 for source in sources(info))
 
 
 async def _overdue(connection: Connection, topology: Topology, patience: float) -> tuple[int, float]:

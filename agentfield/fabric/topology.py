@@ -178,6 +178,8 @@ async def provision(connection: Connection, topology: Topology, *, patience: flo
     """
     try:
         found = await asyncio.gather(*(_look(connection, spec.name, patience) for spec in topology.streams))
+        if found[0] is None:
+            await _check_new(connection, topology, patience)
         drifts: list[Drift] = []
         for spec, existing in zip(topology.streams, found, strict=True):
             config = existing if existing is not None else await _create(connection, spec, patience)
@@ -187,6 +189,29 @@ async def provision(connection: Connection, topology: Topology, *, patience: flo
     for drift in drifts:
         logger.warning("%s; left as it is", drift)
     return drifts
+
+
+async def _check_new(connection: Connection, topology: Topology, patience: float) -> None:
+    """Raise if the log is gone: an empty one in its place would hide that, and be taken for the truth.
+
+    A server that cannot read a stream's files goes on without that stream, and says so in its own log alone.
+    """
+    for spec in topology.buckets:
+        try:
+            state = (await api(connection, f"STREAM.INFO.{spec.name}", patience=patience))["state"]
+        except ServerFault as fault:
+            if fault.verdict is Verdict.ABSENT:
+                continue
+            raise
+        if state["last_seq"]:
+            if await _look(connection, topology.log.name, patience) is not None:
+                return  # somebody else made it just now, and has used it already
+            raise UnavailableError(
+                f"the log {topology.log.name} is not there, but {spec.name}, which is filled from it, is: the server "
+                f"could not load the log (its own log says why), or somebody deleted it. Nothing was created: restore "
+                f"the server's data from a backup or, to begin anew, delete every stream of namespace "
+                f"{topology.namespace!r}"
+            )
 
 
 def compare(spec: StreamSpec, config: Mapping[str, Any]) -> list[Drift]:

@@ -1,6 +1,7 @@
 """doctor: one report of what is wrong, with its remedy; healthy is 0, anything found is 1, and it never hangs."""
 
 import asyncio
+import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
@@ -9,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from agentfield import Agent, Event, Memory, connect
+from agentfield import Agent, Event, Memory, UnavailableError, connect
 from agentfield.cli import diagnosing
 from agentfield.cli.connecting import Place
-from agentfield.cli.examining import Facts, examine
+from agentfield.cli.examining import examine
 from agentfield.fabric.jetstream import api
 from tests.cli.command import Cli, Result
 from tests.cli.conftest import Inside, Remember
@@ -118,23 +119,43 @@ async def test_a_trimmed_log_is_found(inside: Inside, memory: Memory) -> None:
     assert limit.startswith(f"stream {fabric.log.stream}: max_msgs_per_subject is 2")
 
 
-async def test_an_event_that_is_missing_in_the_middle_of_the_log_is_found(inside: Inside, memory: Memory) -> None:
-    for number in range(5):
-        await memory.set(f"key_{number}", number)
-    fabric = await memory._fabric()
-    info = await api(fabric.connection, f"STREAM.INFO.{fabric.log.stream}")
-    damaged = {**info, "state": {**info["state"], "num_deleted": 1, "messages": 4}}
-    facts = await diagnosing_facts(memory, {fabric.log.stream: damaged})
-    ((what, _),) = diagnosing.log(facts)
+async def test_a_log_that_the_server_could_not_load_is_found_and_not_made_anew(
+    fresh_server: NatsServer, namespace: str, inside: Inside, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    async with connect(fresh_server.url, namespace=namespace) as memory:
+        for number in range(15):  # more than one file
+            await memory.set_many({f"key_{number}_{each}": secrets.token_hex(30_000) for each in range(10)})
+    await fresh_server.kill()
+    (log,) = tmp_path_factory.getbasetemp().rglob(f"{namespace.upper()}_MEMORY/msgs")
+    await asyncio.to_thread(damage, log)
+    await fresh_server.start()
+    checks = found(await asyncio.to_thread(inside, "doctor", "--json", "--url", fresh_server.url))
+    assert checks["streams"][0].startswith(f"the log {namespace.upper()}_MEMORY is gone: the server could not load it")
+    with pytest.raises(UnavailableError, match="Nothing was created"):
+        async with connect(fresh_server.url, namespace=namespace) as memory:
+            await memory.get("key_0_0")
+    assert found(await asyncio.to_thread(inside, "doctor", "--json", "--url", fresh_server.url)) == checks
+
+
+async def test_an_event_that_is_missing_in_the_midst_of_the_log_is_found(
+    server: NatsServer, namespace: str, memory: Memory
+) -> None:
+    await memory.set_many({f"key_{number}": number for number in range(5)})
+    facts = await examine(Place(server.url, namespace), connect_patience=5, patience=10)
+    assert list(diagnosing.log(facts)) == []
+    log = facts.topology.log
+    info = facts.info(log)
+    assert info is not None
+    holed = {**info, "state": {**info["state"], "num_deleted": 1, "messages": 4}}
+    ((what, _),) = diagnosing.log(replace(facts, streams={**facts.streams, log.name: holed}))
     assert what.startswith("1 event of the log cannot be read any more: its files are damaged")
 
 
-async def diagnosing_facts(memory: Memory, streams: dict[str, Any]) -> Facts:
-    """The facts, with what the server says of some streams replaced."""
-    fabric = await memory._fabric()
-    place = Place(fabric.connection.url, fabric.topology.namespace)
-    facts = await examine(place, connect_patience=5, patience=10)
-    return replace(facts, streams={**facts.streams, **streams})
+def damage(log: Path) -> None:
+    """Turn a byte in the middle of the first file around, as a bad disk does."""
+    content = bytearray((log / "1.blk").read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    (log / "1.blk").write_bytes(content)
 
 
 async def test_handlers_that_are_orphans_or_unserved_and_dead_letters_are_found(

@@ -113,6 +113,13 @@ def test_without_a_command_it_shows_its_help_and_fails(offline: Cli) -> None:
         ("--namespace", "n", "down"),
         ("--timeout", "5", "run", "agents.py"),
         ("run",),
+        ("deadletters", "nonsense"),
+        ("deadletters", "show"),
+        ("deadletters", "show", "x"),
+        ("deadletters", "replay", "0"),
+        ("deadletters", "drop"),
+        ("handlers", "remove"),
+        ("doctor", "more"),
     ],
     ids=" ".join,
 )
@@ -155,6 +162,11 @@ def test_wrong_usage_is_one_line_and_exit_code_2(here: Main, args: tuple[str, ..
         (("ls", "--namespace", "A B"), "namespace 'A B'"),
         (("ls", "--namespace", ""), "namespace ''"),
         (("run", "x.py", "--namespace", "A B"), "namespace 'A B'"),
+        (("deadletters", "list", "--agent", "a b"), "agent name"),
+        (("deadletters", "list", "--handler", "*"), "handler name"),
+        (("deadletters", "drop", "--all", "--key", "a>"), "contains '>'"),
+        (("handlers", "remove", "agent"), "AGENT.HANDLER"),
+        (("doctor", "--namespace", "A B"), "namespace 'A B'"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, tuple) else "",
 )
@@ -171,7 +183,21 @@ def test_an_empty_url_is_refused(here: Main) -> None:
 
 
 @pytest.mark.parametrize(
-    "args", [("get", "a"), ("set", "a", "1"), ("ls",), ("history", "a"), ("tail",), ("call", "a.b"), ("status",)]
+    "args",
+    [
+        ("get", "a"),
+        ("set", "a", "1"),
+        ("ls",),
+        ("history", "a"),
+        ("tail",),
+        ("call", "a.b"),
+        ("status",),
+        ("deadletters", "list"),
+        ("deadletters", "replay", "1"),
+        ("deadletters", "drop", "1", "--yes"),
+        ("handlers", "list"),
+        ("handlers", "remove", "a.b", "--yes"),
+    ],
 )
 def test_a_server_that_is_away_is_one_line_and_exit_code_1(offline: Cli, args: tuple[str, ...]) -> None:
     done = offline(*NOWHERE, *args)
