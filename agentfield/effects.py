@@ -28,18 +28,24 @@ class _Write(NamedTuple):
 
 
 class Effects:
-    """What one handler does because of one event, over all the runs that this takes in this process."""
+    """What one handler does because of one event, over all the runs that this takes in this process.
+
+    One is made for each event, whether its handler writes or not: that has to cost next to nothing.
+    """
+
+    __slots__ = ("_last", "_run", "_seed", "_updates", "agent", "event_id", "handler", "marked", "revision", "subject")
 
     def __init__(self, *, agent: str, handler: str, event_id: str, revision: int, subject: str) -> None:
         self.agent = agent
         self.handler = handler
+        self.event_id = event_id
         self.revision = revision
         """The event's revision."""
         self.subject = subject
         """The event's subject."""
         self.marked = False
         """Whether this run has begun the one transaction that marks the event as handled, and has not given it up."""
-        self._seed = _digest(event_id, str(revision), agent, handler)
+        self._seed = ""
         self._run = 0
         self._last: dict[str, _Write] = {}
         self._updates: dict[str, int] = {}
@@ -65,7 +71,7 @@ class Effects:
             ordinal = last.ordinal
         else:
             ordinal = last.ordinal + 1
-        id = _digest(self._seed, "write", place, str(ordinal), digest)
+        id = self._derived("write", place, str(ordinal), digest)
         self._last[place] = _Write(self._run, ordinal, digest, id, last and last._replace(before=None))
         return id
 
@@ -90,7 +96,7 @@ class Effects:
         """
         ordinal = self._updates.get(place, 0)
         self._updates[place] = ordinal + 1
-        return _digest(self._seed, "update", place, str(ordinal), *content)
+        return self._derived("update", place, str(ordinal), *content)
 
     def of_batch(self, writes: Sequence[tuple[str, Sequence[str | bytes]]]) -> tuple[str, list[str]]:
         """The id of a batch, and those of the writes in it, each a place and a content.
@@ -100,6 +106,10 @@ class Effects:
         contents = [_digest(place, *content) for place, content in writes]
         whole = self.of_write("\n".join(sorted(place for place, _ in writes)), *contents)
         return whole, [_digest(whole, place) for place, _ in writes]
+
+    def _derived(self, *parts: str | bytes) -> str:
+        self._seed = self._seed or _digest(self.event_id, str(self.revision), self.agent, self.handler)
+        return _digest(self._seed, *parts)
 
 
 def _digest(*parts: str | bytes) -> str:

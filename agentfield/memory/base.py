@@ -41,6 +41,7 @@ class Base:
         self._lifetimes = lifetimes or Lifetimes()
         self._bound: AnyScope | None = None
         self._last_here: tuple[Execution | None, tuple[Place, Seen]] | None = None
+        self._last_writer: tuple[Execution | None, Writer] | None = None
         self._outside = Seen() if seen is None else seen
         self._near = NearCaches()
         self.registrations: list[Registration] = []
@@ -119,7 +120,16 @@ class Base:
         return None if running is None else running.effects
 
     def _writer(self) -> Writer:
+        """Who writes here; remembered for the next time."""
         running = execution.current.get()
+        last = self._last_writer
+        if last is not None and last[0] is running:
+            return last[1]
+        writer = self._writer_in(running)
+        self._last_writer = running, writer
+        return writer
+
+    def _writer_in(self, running: Execution | None) -> Writer:
         if running is None:
             return Writer.model_construct(agent=self._agent)
         return Writer.model_construct(
