@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from agentfield import AccessDeniedError
-from agentfield.fabric.consumer import GROUP, PIN_TIMEOUT, WINDOW, Activated, ConsumerSpec, PinnedConsumer
+from agentfield.fabric.consumer import GROUP, PIN_TIMEOUT, PinnedConsumer
+from agentfield.fabric.consuming import WINDOW, Activated, ConsumerSpec, Shortened, Slot, Start
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.jetstream import api
 from tests.support import NatsServer, eventually
@@ -19,8 +20,8 @@ from tests.support.events import subject, write, write_many
 OpenFabric = Callable[..., Awaitable[Fabric]]
 
 
-def spec(fabric: Fabric, *, start: str = "all") -> ConsumerSpec:
-    return ConsumerSpec(fabric.log.stream, "consumer", (subject(fabric, "k.>"),), {"deliver_policy": start})
+def spec(fabric: Fabric, *, start: Start = "all") -> ConsumerSpec:
+    return ConsumerSpec("consumer", (subject(fabric, "k.>"),), start)
 
 
 async def info(fabric: Fabric) -> dict[str, Any]:
@@ -44,6 +45,7 @@ class Instance:
         self.handled: list[int] = []
         self.skipped: list[int] = []
         self.held: list[int] = []
+        self.gaps: list[Shortened] = []
         self.hold = False
         self._tasks = [asyncio.create_task(consumer.run()), asyncio.create_task(self._take())]
 
@@ -52,6 +54,10 @@ class Instance:
             item = await self.consumer.next()
             if isinstance(item, Activated):
                 self.activations.append(item.floor)
+                continue
+            if isinstance(item, Shortened):
+                self.gaps.append(item)
+                await self.consumer.reported(item)
                 continue
             sequence = item.record.sequence
             if item.handled:
@@ -81,8 +87,8 @@ class Instance:
 
 
 @asynccontextmanager
-async def instance(fabric: Fabric, *, start: str = "all", hold: bool = False) -> AsyncIterator[Instance]:
-    consumer = PinnedConsumer(fabric.connection, spec(fabric, start=start))
+async def instance(fabric: Fabric, *, start: Start = "all", hold: bool = False) -> AsyncIterator[Instance]:
+    consumer = PinnedConsumer(fabric.log, spec(fabric, start=start))
     await consumer.ensure()
     running = Instance(consumer)
     running.hold = hold
@@ -105,10 +111,10 @@ def have_handled(instances: Sequence[Instance], last: int) -> bool:
 
 
 async def test_ensuring_again_changes_nothing(fabric: Fabric) -> None:
-    await PinnedConsumer(fabric.connection, spec(fabric)).ensure()
+    await PinnedConsumer(fabric.log, spec(fabric)).ensure()
     before = await info(fabric)
-    other = ConsumerSpec(fabric.log.stream, "consumer", (subject(fabric, "k.>"),), {"deliver_policy": "new"})
-    await PinnedConsumer(fabric.connection, other).ensure()
+    other = spec(fabric, start="new")
+    await PinnedConsumer(fabric.log, other).ensure()
     after = await info(fabric)
     assert after["config"] == before["config"], "where a consumer began is not for a later version to change"
     assert after["created"] == before["created"]
@@ -119,10 +125,8 @@ async def test_new_filters_take_effect_and_progress_is_kept(fabric: Fabric) -> N
         await write_many(fabric, names(1, 10))
         await running.reached(10)
         await eventually(lambda: has_floor(fabric, 10))
-    wider = ConsumerSpec(
-        fabric.log.stream, "consumer", (subject(fabric, "k.>"), subject(fabric, "j.>")), {"deliver_policy": "all"}
-    )
-    consumer = PinnedConsumer(fabric.connection, wider)
+    wider = ConsumerSpec("consumer", (subject(fabric, "k.>"), subject(fabric, "j.>")), "all")
+    consumer = PinnedConsumer(fabric.log, wider)
     await consumer.ensure()
     assert sorted((await info(fabric))["config"]["filter_subjects"]) == sorted(wider.filters)
     running = Instance(consumer)
@@ -226,6 +230,12 @@ async def test_a_loop_that_stood_still_gives_way_and_repeats_nothing_it_knows_as
     assert set(alone.skipped) <= set(range(1, 51))
 
 
+def slot_of(instance: Instance, sequence: int) -> Slot:
+    slot = instance.consumer._progress.slot(sequence)
+    assert slot is not None
+    return slot
+
+
 def stand_still(seconds: float) -> None:
     """What a handler does to its loop when it computes for long."""
     time.sleep(seconds)
@@ -305,7 +315,7 @@ async def test_an_acknowledgement_from_before_a_takeover_stops_nobody(
         first.hold = True
         await write_many(fabric, names(1201, 1210))
         await eventually(lambda: len(first.held) == 10)
-        late = first.consumer._slots[1205].reply
+        late = slot_of(first, 1205).reply
         await first.end()
         async with instance(await open_fabric(server), hold=True) as second:
             await eventually(lambda: len(second.held) == 10, within=2 * PIN_TIMEOUT)
@@ -323,7 +333,7 @@ async def test_an_acknowledgement_from_before_a_takeover_stops_nobody(
 
 
 @pytest.mark.parametrize("start", ["all", "new"])
-async def test_a_consumer_that_an_operator_deletes_is_made_again_where_it_was(fabric: Fabric, start: str) -> None:
+async def test_a_consumer_that_an_operator_deletes_is_made_again_where_it_was(fabric: Fabric, start: Start) -> None:
     await write(fabric, "k.before")
     async with instance(fabric, start=start) as running:
         await delete(fabric)  # before anything has been handled
@@ -398,8 +408,8 @@ async def test_permission_denied_is_told_when_preparing_and_outlived_when_runnin
     try:
         async with asyncio.timeout(2):
             with pytest.raises(AccessDeniedError):
-                await PinnedConsumer(some.connection, spec(some)).ensure()
-        await PinnedConsumer(whole.connection, spec(whole)).ensure()
+                await PinnedConsumer(some.log, spec(some)).ensure()
+        await PinnedConsumer(whole.log, spec(whole)).ensure()
         await write(whole, "k.1")
         async with instance(mute) as running:
             await eventually(lambda: "RESET" in caplog.text)
