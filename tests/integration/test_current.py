@@ -12,6 +12,7 @@ import pytest
 from agentfield import Agent, Event, Memory
 from agentfield.testing import settled
 from tests.support import NatsServer, eventually
+from tests.support.lengths import length
 
 Delivery = Literal["agent", "instance"]
 
@@ -168,8 +169,11 @@ def have_reached(heard: dict[str, list[Event]], target: dict[str, int]) -> bool:
     return all(heard[key] and heard[key][-1].data >= number for key, number in target.items())
 
 
-@pytest.mark.parametrize(("delivery", "still", "rounds"), [("agent", 0, 40), ("instance", 0, 20), ("agent", 1500, 3)])
-@pytest.mark.timeout(90)
+@pytest.mark.parametrize(
+    ("delivery", "still", "rounds"),
+    [("agent", 0, length(40, 200)), ("instance", 0, length(20, 200)), ("agent", 1500, length(3, 20))],
+)
+@pytest.mark.timeout(length(90, 600))
 async def test_under_full_load_every_key_begins_with_its_present_value_and_misses_nothing(
     server: NatsServer, namespace: str, memory: Memory, delivery: Delivery, still: int, rounds: int
 ) -> None:
