@@ -1,102 +1,23 @@
 """A pinned consumer: one active instance, what is unfinished comes again in order, and only floors are acknowledged."""
 
 import asyncio
+import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any
 
 import pytest
 
 from agentfield import AccessDeniedError
 from agentfield.fabric.consumer import GROUP, PIN_TIMEOUT, PinnedConsumer
-from agentfield.fabric.consuming import WINDOW, Activated, ConsumerSpec, Shortened, Slot, Start
+from agentfield.fabric.consuming import WINDOW, ConsumerSpec, Slot, Start
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.jetstream import api
 from tests.support import NatsServer, eventually
+from tests.support.consuming import Instance, delete, floor, info, instance, spec
 from tests.support.events import subject, write, write_many
 
 OpenFabric = Callable[..., Awaitable[Fabric]]
-
-
-def spec(fabric: Fabric, *, start: Start = "all") -> ConsumerSpec:
-    return ConsumerSpec("consumer", (subject(fabric, "k.>"),), start)
-
-
-async def info(fabric: Fabric) -> dict[str, Any]:
-    return await api(fabric.connection, f"CONSUMER.INFO.{fabric.log.stream}.consumer")
-
-
-async def floor(fabric: Fabric) -> int:
-    return int((await info(fabric))["ack_floor"]["stream_seq"])
-
-
-async def delete(fabric: Fabric) -> None:
-    await api(fabric.connection, f"CONSUMER.DELETE.{fabric.log.stream}.consumer")
-
-
-class Instance:
-    """A consumer with a task that runs it and, unless `hold` is set, one that handles what it gives at once."""
-
-    def __init__(self, consumer: PinnedConsumer) -> None:
-        self.consumer = consumer
-        self.activations: list[int] = []
-        self.handled: list[int] = []
-        self.skipped: list[int] = []
-        self.held: list[int] = []
-        self.gaps: list[Shortened] = []
-        self.hold = False
-        self._tasks = [asyncio.create_task(consumer.run()), asyncio.create_task(self._take())]
-
-    async def _take(self) -> None:
-        while True:
-            item = await self.consumer.next()
-            if isinstance(item, Activated):
-                self.activations.append(item.floor)
-                continue
-            if isinstance(item, Shortened):
-                self.gaps.append(item)
-                await self.consumer.reported(item)
-                continue
-            sequence = item.record.sequence
-            if item.handled:
-                self.skipped.append(sequence)
-            elif self.hold:
-                self.held.append(sequence)
-                continue
-            else:
-                self.handled.append(sequence)
-            self.consumer.done(sequence)
-
-    def finish(self) -> None:
-        """Handle everything held."""
-        held, self.held = self.held, []
-        for sequence in held:
-            self.handled.append(sequence)
-            self.consumer.done(sequence)
-
-    async def reached(self, sequence: int, within: float = 10) -> None:
-        await eventually(lambda: self.handled[-1:] == [sequence], within=within, what=f"handled up to {sequence}")
-
-    async def end(self) -> None:
-        """Stop at once, as if a task had been cancelled: nothing is drained."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-
-@asynccontextmanager
-async def instance(fabric: Fabric, *, start: Start = "all", hold: bool = False) -> AsyncIterator[Instance]:
-    consumer = PinnedConsumer(fabric.log, spec(fabric, start=start))
-    await consumer.ensure()
-    running = Instance(consumer)
-    running.hold = hold
-    try:
-        yield running
-    finally:
-        await running.end()
-        await consumer.leave()
 
 
 def names(first: int, last: int) -> list[str]:
@@ -333,7 +254,9 @@ async def test_an_acknowledgement_from_before_a_takeover_stops_nobody(
 
 
 @pytest.mark.parametrize("start", ["all", "new"])
-async def test_a_consumer_that_an_operator_deletes_is_made_again_where_it_was(fabric: Fabric, start: Start) -> None:
+async def test_a_consumer_that_an_operator_deletes_is_made_again_where_it_was(
+    fabric: Fabric, start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
     await write(fabric, "k.before")
     async with instance(fabric, start=start) as running:
         await delete(fabric)  # before anything has been handled
@@ -344,6 +267,8 @@ async def test_a_consumer_that_an_operator_deletes_is_made_again_where_it_was(fa
         await running.reached(20)
         await eventually(lambda: has_floor(fabric, 20))
     assert running.handled == list(range(1 if start == "all" else 2, 21))
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert [text.endswith("to go on after revision 10") for text in warnings] == [False, True]
 
 
 async def test_deleting_it_under_two_instances_loses_nothing_either(

@@ -16,9 +16,9 @@ from tests.support.events import subject
 from tests.support.lengths import length
 from tests.support.running import program
 
-COUNT = length(8_000, 100_000)
+COUNT = length(6_000, 100_000)
 PAYLOAD = "x" * 20_000
-HELD = 80
+HELD = 60
 """MB that one may grow by: the window, the events on their way, and what handlers remember of before."""
 
 
