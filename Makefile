@@ -34,13 +34,14 @@ fi
 endef
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check lint format types lower-bounds lower-bounds-short bench soak clean distclean
+.PHONY: help demo test test-long check lint format types lower-bounds lower-bounds-short bench soak clean distclean
 
 help:
 	@echo "make demo          run the example: nine agents that share memory, on a server of their own"
 	@echo "make test          lint, types, and every test, on the newest and (shortly) on the lowest dependencies"
 	@echo "make check         the same, and the formatting"
 	@echo "make format        format the code and sort its imports"
+	@echo "make test-long     the tests that take chances, for longer: faults at random, seams under load, slow handlers"
 	@echo "make lower-bounds  unit and integration tests on the lowest dependency versions pyproject.toml allows"
 	@echo "make bench         measure against raw NATS, side by side"
 	@echo "make soak          run for long under load and faults"
@@ -52,6 +53,11 @@ demo: $(VENV)/.installed$(if $(AGENTFIELD_AI_MODEL),-ai)
 
 test: lint types lower-bounds-short
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+
+# What is tried at random, or only shows in time, is tried in short by `make test`.
+test-long: $(VENV)/.installed-development
+	AGENTFIELD_TEST_LONG=1 $(BIN)/python -m pytest tests/integration/test_chaos.py tests/integration/test_current.py \
+		tests/integration/test_slow_handlers.py $(PYTEST_ARGS)
 
 check: $(VENV)/.installed-development
 	$(BIN)/ruff format --check .

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         OutcomeUnknownError,
         ProjectionError,
         RemoteError,
+        ResyncRequired,
         UnavailableError,
     )
     from agentfield.event import Entry, Event, Writer
@@ -55,6 +56,7 @@ __all__ = [
     "OutcomeUnknownError",
     "ProjectionError",
     "RemoteError",
+    "ResyncRequired",
     "Scope",
     "Transaction",
     "UnavailableError",
@@ -86,6 +88,7 @@ _HOME = {
     "OutcomeUnknownError": "agentfield.errors",
     "ProjectionError": "agentfield.errors",
     "RemoteError": "agentfield.errors",
+    "ResyncRequired": "agentfield.errors",
     "Scope": "agentfield.scope",
     "Transaction": "agentfield.memory",
     "UnavailableError": "agentfield.errors",

@@ -12,6 +12,7 @@
     ├ RemoteError                        the reasoner that was called raised
     ├ AccessDeniedError                  the server's permissions forbid it
     ├ HistoryTruncatedError              history that was asked for is gone
+    │ └ ResyncRequired                   what a subscription had still to give is gone
     ├ DecodeError                        a stored message is not one of ours, or is damaged
     ├ ProjectionError                    a projection could not go on
     └ ClosedError                        used after it was closed
@@ -151,12 +152,31 @@ class HistoryTruncatedError(AgentFieldError):
     """History from revision ``requested`` was asked for, but the log starts at ``first_available``."""
 
     def __init__(self, *, requested: int, first_available: int) -> None:
-        super().__init__(
+        super().__init__(self._describe(requested, first_available))
+        self.requested = requested
+        self.first_available = first_available
+
+    @staticmethod
+    def _describe(requested: int, first_available: int) -> str:
+        return (
             f"history from revision {requested} is gone: the log starts at revision {first_available}; "
             f"ask from there, or start from current values"
         )
-        self.requested = requested
-        self.first_available = first_available
+
+
+class ResyncRequired(HistoryTruncatedError):
+    """Events that a subscription had still to give were taken out of the log, from revision ``requested`` on.
+
+    Nothing more comes from this subscription. Subscribe anew with ``start="current"``, for the present values, or with
+    ``start=first_available``, for the events that are left.
+    """
+
+    @staticmethod
+    def _describe(requested: int, first_available: int) -> str:
+        return (
+            f"the log was shortened: what happened from revision {requested} to {first_available - 1} is gone and "
+            f"cannot be given; subscribe anew with start='current', or with start={first_available}"
+        )
 
 
 class DecodeError(AgentFieldError):

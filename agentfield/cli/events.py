@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Literal, NoReturn
+from typing import NoReturn
 
 import click
 
@@ -17,8 +17,9 @@ from agentfield.cli.notes import Note, follow_notes
 from agentfield.cli.output import Output, Part, moment, reader_gone, shortened, visible
 from agentfield.cli.scopes import scope_options, to_read
 from agentfield.cli.waiting import wait
-from agentfield.errors import InvalidInputError, NotFoundError
+from agentfield.errors import InvalidInputError, NotFoundError, ResyncRequired
 from agentfield.event import Event
+from agentfield.fabric.consuming import Start
 from agentfield.fabric.fabric import Fabric
 from agentfield.memory.addressing import AnyScope
 from agentfield.memory.history import bounds, events_between, first, newest_first
@@ -95,8 +96,7 @@ async def _tail(
         noting = asyncio.Event()
 
         async def events() -> None:
-            start: Literal["all", "new"] = "all" if from_start else "new"
-            async for item in watching(fabric, patterns, scopes, start):
+            async for item in _whatever_is_left(fabric, patterns, scopes, "all" if from_start else "new", output):
                 if isinstance(item, CaughtUp):
                     await noting.wait()
                     output.note(
@@ -115,6 +115,19 @@ async def _tail(
             tasks.create_task(remarks())
         else:
             noting.set()
+
+
+async def _whatever_is_left(
+    fabric: Fabric, patterns: Sequence[Pattern], scopes: Sequence[AnyScope], start: Start, output: Output
+) -> AsyncIterator[Event | CaughtUp]:
+    """What a watch gives; where the log has been shortened, people are told, and it goes on with what is there."""
+    while True:
+        try:
+            async for item in watching(fabric, patterns, scopes, start):
+                yield item
+        except ResyncRequired as gap:
+            start = gap.first_available
+            output.note(f"what happened from revision {gap.requested} to {start - 1} is gone: the log was shortened")
 
 
 async def _until_reader_gone() -> NoReturn:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -101,6 +101,8 @@ class Log:
         self.stream = topology.log.name
         self.timeout = timeout
         self.replicas = 1
+        self.last_known = 0
+        """The log's last sequence when its state was last asked for."""
         self.batches = asyncio.Semaphore(BATCHES_AT_ONCE)
         self._clock = ServerClock()
         self._direct = f"{API}.DIRECT.GET.{self.stream}"
@@ -126,6 +128,7 @@ class Log:
         self.replicas = int(info["config"].get("num_replicas", 1))
         self._clock.observe(sent, records.nanoseconds_of(info["ts"]), loop.time())
         state: dict[str, Any] = info["state"]
+        self.last_known = int(state["last_seq"])
         return state
 
     def now(self) -> int:
@@ -329,7 +332,7 @@ class Log:
                 for record in await self._multi_last(subjects[start : start + _CHUNK]) or ():
                     yield record
 
-    async def last_of_each(self, filters: Sequence[str]) -> AsyncIterator[Record]:
+    async def last_of_each(self, filters: Sequence[str]) -> AsyncGenerator[Record, None]:
         """The same, but cheaper for many subjects: one may come several times, and only the last time counts."""
         async with Reader(
             self.connection, self.stream, filters, last_per_subject=True, patience=self.timeout
@@ -352,6 +355,11 @@ class Log:
         ``sequence`` must be one that the log has reached; 0 gives nothing.
         """
         return await self._multi_last(subjects, up_to=sequence) if sequence > 0 else []
+
+    async def before(self, record: Record) -> Record | None:
+        """The event of the same subject just before this one; None if there was none, or it is not agentfield's."""
+        found = await self.as_of([record.subject], record.sequence - 1)
+        return found[0] if found and EVENT_HEADER in found[0].headers else None
 
     async def at(self, sequence: int) -> Record | None:
         """The event with this sequence."""

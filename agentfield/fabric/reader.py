@@ -2,7 +2,8 @@
 
 Owns: ephemeral ordered consumers: created on demand, recreated after the last event seen when the server lost them or
 skipped one, deleted at the end (and by the server after 30 s of silence, should we die). Must not know: what the events
-mean. Invariant: every matching event once, in order, no gap, whatever happens to the connection meanwhile.
+mean. Invariant: every matching event once, in order, no gap, whatever happens to the connection meanwhile; and from a
+reader that is asked to be gapless, not even one that comes of events being taken out of the stream before it read them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any, Self
 import orjson
 
 from agentfield.codec import Record
-from agentfield.errors import ClosedError, NotFoundError, UnavailableError
+from agentfield.errors import ClosedError, NotFoundError, ResyncRequired, UnavailableError
 from agentfield.fabric import records
 from agentfield.fabric.client import DESCRIPTION
 from agentfield.fabric.connection import Connection, ConnectionState, Message, Subscription
@@ -35,6 +36,8 @@ _LOOK = 10.0
 """Seconds between looks at whether the leader has something that does not come."""
 _MOMENT = 2.0
 """Seconds that whoever is being cancelled may take for what must not be left half done."""
+_PAUSE = 0.2
+"""Seconds without an open pull after which events may have been stored, and taken out again, behind our back."""
 _INACTIVE = 30_000_000_000
 """Nanoseconds after which the server removes a consumer nobody pulls from."""
 
@@ -43,7 +46,9 @@ class Reader:
     """An ordered walk over the events of ``stream`` that match ``filters``. Use as an async context manager.
 
     Starts at sequence ``start``, or, with ``last_per_subject``, holds just the last event of every subject. Pulls
-    happen only as fast as the caller takes events: a slow caller costs the server nothing and loses nothing.
+    happen only as fast as the caller takes events: a slow caller costs the server nothing and loses nothing. If events
+    that a ``gapless`` reader had still to give are taken out of the stream, it raises :class:`ResyncRequired` in their
+    place; any other goes on with those that are left.
     """
 
     def __init__(
@@ -54,6 +59,7 @@ class Reader:
         *,
         start: int = 1,
         last_per_subject: bool = False,
+        gapless: bool = False,
         patience: float = PATIENCE,
     ) -> None:
         self._connection = connection
@@ -61,6 +67,9 @@ class Reader:
         self._filters = list(filters)
         self._next = max(1, start)
         self._last_per_subject = last_per_subject
+        self._gapless = gapless
+        self._behind = False
+        self._sound = 0
         self._patience = patience
         self._name = ""
         self._expected = 1
@@ -143,6 +152,9 @@ class Reader:
             self._began_at = int((await self._ask(f"STREAM.INFO.{self._stream}"))["state"]["last_seq"])
         self._expected = 1
         self._pending = int(answer.get("num_pending", 0))
+        self._behind, self._sound = True, 0
+        if self._gapless:
+            await self._check_start()
         self._arrived.clear()
         self._owed = 0
 
@@ -160,6 +172,25 @@ class Reader:
         finally:
             asking.cancel()
             await asyncio.gather(asking, return_exceptions=True)
+
+    async def _check_start(self) -> None:
+        """Raise :class:`ResyncRequired` if the stream begins after the next sequence that we have still to give."""
+        first = int((await self._ask(f"STREAM.INFO.{self._stream}"))["state"]["first_seq"])
+        if first > self._next:
+            raise ResyncRequired(requested=self._next, first_available=first)
+
+    async def _check_gap(self) -> None:
+        """Before the event just taken is given: see that none before it was taken out.
+
+        That can only be if we were behind, and what is found holds for all that has arrived by now. Nobody knows what
+        matched of what is gone: a gap may be told of in which nothing did, but never the reverse.
+        """
+        if not self._gapless or self._sound > 0 or not self._behind:
+            self._sound -= 1
+            return
+        arrived = sum(not message.status for message in self._arrived)
+        await self._check_start()
+        self._sound = arrived
 
     def _on_state(self, state: ConnectionState) -> None:
         if state != "connected":  # the open pull is gone, and after a restart of the server so is the consumer
@@ -276,6 +307,8 @@ class Reader:
                     delivery = records.of_consumer(message)
                     if delivery.consumer_sequence != self._expected:
                         raise NoAnswerFault("the consumer skipped an event")
+                    await self._check_gap()
+                    self._behind = delivery.pending > 0
                     self._expected += 1
                     self._owed -= 1
                     self._next = delivery.record.sequence + 1
@@ -315,6 +348,8 @@ class Reader:
     async def _open_pull(self) -> None:
         self._pull += 1
         self._owed = _BATCH
+        if asyncio.get_running_loop().time() > self.heard + _PAUSE:
+            self._behind = True
         request = {"batch": _BATCH, "max_bytes": self._batch_bytes, "expires": int(_EXPIRES * 1e9)}
         subject = f"{API}.CONSUMER.MSG.NEXT.{self._stream}.{self._name}"
         await self._connection.publish(subject, orjson.dumps(request), reply=f"{self._inbox}.{self._pull}")

@@ -14,8 +14,8 @@ from agentfield.fabric.fabric import Fabric
 from agentfield.memory.addressing import AnyScope, Place
 from agentfield.memory.cache import NearCaches
 from agentfield.memory.lifetime import Lifetimes
+from agentfield.memory.registration import Registration
 from agentfield.memory.resolving import Resolver
-from agentfield.memory.subscription import Registration
 from agentfield.schema import Schemas
 from agentfield.scope import Scope, ScopeKind
 

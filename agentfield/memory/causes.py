@@ -36,7 +36,9 @@ class Origin:
     """Where the event would be that could not be followed."""
 
 
-def handler_execution(event: Event, handler: str, *, agent: str, actor_id: str | None, effects: Effects) -> Execution:
+def handler_execution(
+    event: Event, handler: str, *, agent: str, actor_id: str | None, effects: Effects | None
+) -> Execution:
     """A handler runs in the event's workflow and session, so that what it reads is what the writer saw."""
     writer = event.writer
     return Execution(

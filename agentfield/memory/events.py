@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing
 from datetime import datetime
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from agentfield.errors import InvalidInputError
 from agentfield.event import Event
+from agentfield.fabric.consuming import Start
 from agentfield.memory.addressing import Place, event_scopes
 from agentfield.memory.base import Base
 from agentfield.memory.history import bounds, check_point, events_between, first, newest_first
-from agentfield.memory.subscription import Start, registration
+from agentfield.memory.registration import Delivery, registration
 from agentfield.memory.watch import CaughtUp, watching
 from agentfield.pattern import Pattern
 
@@ -30,18 +32,27 @@ class Events(Base):
         *,
         name: str | None = None,
         start: Start = "new",
+        delivery: Delivery = "agent",
         concurrency: int = 1,
         retries: int = 5,
         timeout: float | None = None,
     ) -> Callable[[F], F]:
         """Declare a handler for changes of the keys that match a pattern (``*`` stands for one or more characters).
 
-        Works at import time; the handler runs while its agent is served, in the event's workflow and session, once per
-        agent however many instances there are, at least once per event, in order per key, and goes on where it was
-        after a restart. Without a scope it hears workflow, session and global with any id, and the agent's own actor
-        scope. ``start`` says where a handler begins that has never run: ``"new"``, ``"all"``, an aware datetime or a
-        revision. ``concurrency`` keys are handled in parallel. A handler that raises, or takes longer than ``timeout``
-        seconds, is tried ``retries`` more times with growing pauses; then the event goes to the dead letters.
+        Works at import time; the handler runs while its agent is served, in the event's workflow and session, at least
+        once per event, in order per key. Without a scope it hears workflow, session and global with any id, and the
+        agent's own actor scope.
+
+        ``delivery="agent"``: each event goes to one instance, however many there are, and after a restart it goes on
+        where it was. ``delivery="instance"``: each event goes to every instance, while it is served, and nothing is
+        kept of how far it came; for what each process holds in its own memory.
+
+        ``start`` says where a handler begins that has never run, and each time with ``delivery="instance"``: ``"new"``;
+        ``"all"``, the whole past first; ``"current"``, the present values first, as events, and when all of these have
+        been handled, every change since; an aware datetime; or a revision.
+
+        ``concurrency`` keys are handled in parallel. A handler that raises, or takes longer than ``timeout`` seconds,
+        is tried ``retries`` more times with growing pauses; then the event goes to the dead letters.
 
         Raises :class:`InvalidInputError` at the declaration for anything that could never work.
         """
@@ -63,6 +74,7 @@ class Events(Base):
                 scopes,
                 name=name,
                 start=start,
+                delivery=delivery,
                 concurrency=concurrency,
                 retries=retries,
                 timeout=timeout,
@@ -113,13 +125,15 @@ class Events(Base):
         scope: str | None = None,
         scope_id: str | None = None,
         *,
-        start: Literal["current"] | Start = "new",
-    ) -> AsyncIterator[Event | CaughtUp]:
+        start: Start = "new",
+    ) -> AsyncGenerator[Event | CaughtUp, None]:
         """Events as they happen, until the iteration ends; scopes as for ``on_change``, in this process alone.
 
         ``start``: ``"new"``; ``"current"``, the present values first, as events; ``"all"``, the whole past first; an
         aware datetime; or a revision, the first one wanted. A :class:`CaughtUp` stands between what had happened
-        before the call and what comes after. Events are taken from the server only as fast as they are consumed.
+        before the call and what comes after. Events are taken from the server only as fast as they are consumed, and
+        a few hundred at most wait here. Raises :class:`ResyncRequired` in the place of events that somebody has taken
+        out of the log before they came.
         """
         if isinstance(start, str) and start not in _STARTS:
             raise InvalidInputError(f"start={start!r}: 'new', 'current', 'all', an aware datetime, or a revision")
@@ -128,5 +142,6 @@ class Events(Base):
         patterns = [Pattern.parse(pattern)]
         scopes = event_scopes(self._place(), scope, scope_id)
         fabric = await self._fabric()
-        async for item in watching(fabric, patterns, scopes, start, schemas=self.schemas):
-            yield item
+        async with aclosing(watching(fabric, patterns, scopes, start, schemas=self.schemas)) as items:
+            async for item in items:
+                yield item

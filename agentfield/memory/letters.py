@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 
 from agentfield.codec import Record
-from agentfield.errors import DecodeError
+from agentfield.errors import DecodeError, ResyncRequired
 from agentfield.event import Event
 
 _LONGEST_TEXT = 20_000
@@ -109,6 +109,21 @@ def letter(event: Event, error: BaseException, *, agent: str, handler: str, trie
                 "message": said(error),
                 "traceback": _storable("".join(traceback.format_exception(error))),
             },
+        }
+    )
+
+
+def letter_of_gap(error: ResyncRequired, *, agent: str, handler: str) -> bytes:
+    """What to store, about no event in particular, when events are gone that a handler may have had still to handle."""
+    return orjson.dumps(
+        {
+            "kind": "gap",
+            "agent": agent,
+            "handler": handler,
+            "after": error.requested - 1,
+            "first_available": error.first_available,
+            "tries": 0,
+            "error": {"type": type(error).__name__, "message": str(error), "traceback": ""},
         }
     )
 

@@ -68,8 +68,7 @@ class PreviousTable:
         if previous is None:
             if self.complete and record.subject not in self._unknown:
                 return None
-            found = await self._log.as_of([record.subject], record.sequence - 1)
-            return found[0] if found and _is_ours(found[0]) else None
+            return await self._log.before(record)
         return previous if previous.headers is not _ELSEWHERE else await self._log.at(previous.sequence)
 
     def advance(self, record: Record) -> None:

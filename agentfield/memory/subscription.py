@@ -1,49 +1,46 @@
-"""Handlers: what ``on_change`` registers, and running it durably, in order per key, once per agent.
+"""Handlers as they run: in order per key, each event once per agent, durably, or once in every instance, live.
 
 Owns: the path of an event from the consumer to the user's function: previous data, the execution it runs in, lanes that
-keep one key in order while others go on, retries with backoff, the dead letters. Must not know: the wire. Invariants:
-an event is reported done only when its handler returned or it lies in the dead letters; the events of one key are
-handled one after the other, in the order of the log; values are in memory only while their event is being handled.
+keep one key in order while others go on, retries with backoff, the dead letters. Must not know: the wire, nor how a
+consumer comes by its events. Invariants: an event is reported done only when its handler returned or it lies in the
+dead letters; the events of one key are handled one after the other, in the order of the log; values are in memory only
+while their event is being handled.
 """
 
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
-import re
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any, Literal
 
 from agentfield import execution
 from agentfield.codec import Record, decode_outline
 from agentfield.effects import Effects
-from agentfield.errors import AgentFieldError, ClosedError, DecodeError, InvalidInputError
+from agentfield.errors import AgentFieldError, ClosedError, DecodeError, InvalidInputError, ResyncRequired
 from agentfield.event import Event
-from agentfield.fabric.consumer import Activated, ConsumerSpec, PinnedConsumer
+from agentfield.fabric.consumer import PinnedConsumer
+from agentfield.fabric.consuming import Activated, Consumer, ConsumerSpec, Received, Shortened
 from agentfield.fabric.durables import described, durable_name, handlers_of
 from agentfield.fabric.fabric import Fabric
-from agentfield.memory.addressing import AnyScope
+from agentfield.fabric.live import LiveConsumer
 from agentfield.memory.causes import handler_execution
 from agentfield.memory.history import matching
-from agentfield.memory.letters import Letter, letter, said
+from agentfield.memory.letters import Letter, letter, letter_of_gap, said
 from agentfield.memory.loops import LoopDetected, LoopGuard
 from agentfield.memory.previous import PreviousTable
+from agentfield.memory.registration import Registration
 from agentfield.memory.replaying import recall, settle
 from agentfield.memory.resolving import Resolver
+from agentfield.memory.state import is_live
 from agentfield.memory.superseding import SupersededError, stand_aside
-from agentfield.pattern import Pattern, subsumes
-from agentfield.schema import Schemas
+from agentfield.pattern import subsumes
 from agentfield.settings import DEFAULT_MAX_DEPTH
 
-logger = logging.getLogger("agentfield.handlers")
+__all__ = ["HandlerRun", "Registration", "Subscriptions"]
 
-Handler = Callable[[Event], Any]
-Start = Literal["new", "all"] | datetime | int
+logger = logging.getLogger("agentfield.handlers")
 
 _FIRST_RETRY = 0.2
 _LONGEST_RETRY = 30.0
@@ -53,105 +50,6 @@ _LOOK = 2.0
 """Seconds for a look at what is on the server; a start does not wait longer for a mere warning."""
 _LANES = 500
 """Keys that may wait for a retry at once; with more, taking events pauses."""
-
-
-@dataclass(frozen=True, slots=True)
-class Registration:
-    """A handler as it was declared."""
-
-    name: str
-    function: Handler
-    patterns: tuple[Pattern, ...]
-    scopes: tuple[AnyScope, ...]
-    start: Start
-    concurrency: int
-    retries: int
-    timeout: float | None
-    schemas: Schemas
-
-    @property
-    def is_async(self) -> bool:
-        """Whether the function is a coroutine function; any other runs in a thread."""
-        return inspect.iscoroutinefunction(self.function)
-
-
-def registration(
-    function: Handler,
-    patterns: str | Sequence[str],
-    scopes: tuple[AnyScope, ...],
-    *,
-    name: str | None,
-    start: Start,
-    concurrency: int,
-    retries: int,
-    timeout: float | None,
-    schemas: Schemas,
-) -> Registration:
-    """Validate a declaration. Raises :class:`InvalidInputError` with the fact and the remedy."""
-    if not callable(function):
-        raise InvalidInputError(f"on_change decorates a function, not {function!r}")
-    try:
-        inspect.signature(function).bind(None)
-    except TypeError:
-        raise InvalidInputError(
-            f"handler {getattr(function, '__name__', function)!r} must take one argument, the event"
-        ) from None
-    if isinstance(patterns, str):
-        texts = [patterns]
-    elif isinstance(patterns, Sequence):
-        texts = list(patterns)
-    else:
-        raise InvalidInputError(f"patterns={patterns!r}: a pattern, or a list of patterns")
-    if not texts:
-        raise InvalidInputError("on_change needs at least one pattern; '*' hears every key")
-    chosen = name if name is not None else getattr(function, "__name__", None)
-    if not isinstance(chosen, str) or re.fullmatch(r"[A-Za-z0-9_-]{1,64}", chosen) is None:
-        raise InvalidInputError(f"handler name {chosen!r}: 1 to 64 of A-Z a-z 0-9 _ -; give another with name=…")
-    if not (start in ("new", "all") if isinstance(start, str) else _is_point(start)):
-        raise InvalidInputError(f"start={start!r}: 'new', 'all', an aware datetime, or a revision")
-    if not _is_count(concurrency, 1):
-        raise InvalidInputError(f"concurrency={concurrency!r}: a whole number, at least 1")
-    if not _is_count(retries, 0):
-        raise InvalidInputError(f"retries={retries!r}: a whole number, at least 0 (then no second try is made)")
-    if timeout is not None and not _is_span(timeout):
-        raise InvalidInputError(f"timeout={timeout!r}: seconds, above 0, or None")
-    return Registration(
-        chosen,
-        function,
-        tuple(Pattern.parse(text) for text in texts),
-        scopes,
-        start,
-        concurrency,
-        retries,
-        timeout,
-        schemas,
-    )
-
-
-def _is_point(start: object) -> bool:
-    if isinstance(start, datetime):
-        return start.tzinfo is not None
-    return type(start) is int and start >= 0
-
-
-def _is_count(value: object, least: int) -> bool:
-    return type(value) is int and value >= least
-
-
-def _is_span(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
-
-
-def deliver_policy(start: Start) -> Mapping[str, Any]:
-    """Where a new durable consumer begins, in the server's words. A revision is the first one delivered."""
-    if start == "all":
-        return {"deliver_policy": "all"}
-    if isinstance(start, datetime):
-        moment = start.astimezone(UTC).isoformat().replace("+00:00", "Z")
-        return {"deliver_policy": "by_start_time", "opt_start_time": moment}
-    if isinstance(start, int):
-        return {"deliver_policy": "by_start_sequence", "opt_start_seq": max(1, start)}
-    return {"deliver_policy": "new"}
 
 
 class _Taken:
@@ -195,23 +93,28 @@ class HandlerRun:
         self._resolver = Resolver(fabric, registration.schemas)
         self._loops = LoopGuard(fabric, registration.name, limit=max_depth, clock=fabric.loop.time)
         self._spec = ConsumerSpec(
-            stream=fabric.log.stream,
             name=durable_name(agent, registration.name),
             filters=(*self._filters, self._requests),
-            start=deliver_policy(registration.start),
+            start=registration.start,
             description=f"on_change({', '.join(str(p) for p in registration.patterns)}) of agent {agent}",
             metadata=described(agent, registration.name, [str(pattern) for pattern in registration.patterns]),
         )
+        kind = PinnedConsumer if self.shared else LiveConsumer
+        self._consumer: Consumer = kind(fabric.log, self._spec)
         self._begin()
 
     def _begin(self) -> None:
         """Nothing taken, nothing known."""
         self._table = PreviousTable(self._fabric.log, self._filters)
-        self._consumer = PinnedConsumer(self._fabric.connection, self._spec)
         self._lanes: dict[str, deque[_Taken]] = {}
         self._slots = asyncio.Semaphore(self._registration.concurrency)
         self._lane_room = asyncio.Semaphore(_LANES)
         self._failures: dict[int, str] = {}
+
+    @property
+    def shared(self) -> bool:
+        """Whether the instances of the agent share the events, so that what one has handled is handled for all."""
+        return self._registration.delivery == "agent"
 
     @property
     def fabric(self) -> Fabric:
@@ -220,7 +123,7 @@ class HandlerRun:
 
     @property
     def floor(self) -> int:
-        """Everything up to this sequence is known to have been handled, by whichever instance."""
+        """Everything up to this sequence is known to have been handled; where it is shared, by whichever instance."""
         return self._consumer.floor
 
     def hears(self, record: Record) -> bool:
@@ -230,7 +133,10 @@ class HandlerRun:
         )
 
     def standing(self, sequence: int) -> str | None:
-        """How far an event has come, in words; None once it is known to be handled, or given up, by any instance."""
+        """How far an event has come, in words; None once it is known to be handled, or given up.
+
+        Where the events are shared, by any instance.
+        """
         if self._consumer.is_handled(sequence):
             return None
         if (failure := self._failures.get(sequence)) is not None:
@@ -244,11 +150,12 @@ class HandlerRun:
     async def renew(self) -> None:
         """After ``run`` has broken off: give up what was taken, so that it comes again, and begin anew."""
         consumer = self._consumer
+        self._consumer = consumer.successor()
         self._begin()
         await consumer.leave()
 
     async def prepare(self) -> None:
-        """Create or update the durable consumer: from here on no event is missed."""
+        """Fix where it begins: from here on no event is missed."""
         await self._consumer.ensure()
 
     async def run(self) -> None:
@@ -272,11 +179,15 @@ class HandlerRun:
             if isinstance(item, Activated):
                 await self._fill(item.floor)
                 continue
+            if isinstance(item, Shortened):
+                await self._report_gap(item)
+                continue
             record = item.record
             if record.subject == self._requests:
                 taken = await self._recalled(record) if not item.handled else None
             else:
-                taken = await self._taken(record) if not item.handled else None
+                taken = await self._taken(item) if not item.handled else None
+            if record.subject != self._requests and not item.present:
                 self._table.advance(record)
             if taken is None:
                 if not item.handled and not self._is_declared(record):
@@ -319,13 +230,15 @@ class HandlerRun:
                 await asyncio.sleep(delay)
                 delay = min(_LONGEST_RETRY, delay * 2)
 
-    async def _taken(self, record: Record) -> _Taken | None:
+    async def _taken(self, item: Received) -> _Taken | None:
         """The record with what its key held before, or None if it is not for this handler."""
-        delay = _FIRST_RETRY
+        record, delay = item.record, _FIRST_RETRY
         while True:
             try:
                 if not matching(self._fabric, self._registration.patterns, record):
                     return None
+                if item.present:
+                    return _Taken(record, item.previous) if is_live(record, self._fabric.log.now()) else None
                 return _Taken(record, await self._table.of(record))
             except (DecodeError, InvalidInputError) as error:
                 logger.error("handler %s skips a foreign message: %s", self._registration.name, error)
@@ -444,8 +357,13 @@ class HandlerRun:
             await settle(self._fabric, taken.letter)
         self._consumer.done(taken.sequence)
 
-    def _effects(self, taken: _Taken, event: Event) -> Effects:
-        """The same for every try, so that a write which is made again is recognised."""
+    def _effects(self, taken: _Taken, event: Event) -> Effects | None:
+        """The same for every try, so that a write which is made again is recognised.
+
+        None where every instance handles the event: what one of them writes is no repetition of another's.
+        """
+        if not self.shared:
+            return None
         if taken.effects is None:
             taken.effects = Effects(
                 agent=self._agent,
@@ -458,7 +376,7 @@ class HandlerRun:
             taken.effects.again()
         return taken.effects
 
-    async def _call(self, event: Event, effects: Effects) -> None:
+    async def _call(self, event: Event, effects: Effects | None) -> None:
         here = handler_execution(event, self.name, agent=self._agent, actor_id=self._actor_id, effects=effects)
         token = execution.current.set(here)
         try:
@@ -489,15 +407,31 @@ class HandlerRun:
             )  # fmt: skip
         replays = 0 if taken.letter is None else taken.letter.replays + 1
         payload = letter(event, error, agent=self._agent, handler=name, tries=tries, replays=replays)
+        await self._store_letter(payload, f"{event.id}-{self._agent}-{name}-{taken.sequence}")
+
+    async def _report_gap(self, gap: Shortened) -> None:
+        """Say that events are gone which this handler had still to handle, where people look for what went wrong."""
+        error = ResyncRequired(requested=gap.after + 1, first_available=gap.first_available)
+        logger.error(
+            "handler %s: events were taken out of the log, the last of them revision %d, and this handler had come to "
+            "revision %d: whatever was for it in between is lost to it; it goes on from revision %d",
+            self.name, gap.first_available - 1, gap.after, gap.first_available,
+        )  # fmt: skip
+        payload = letter_of_gap(error, agent=self._agent, handler=self.name)
+        await self._store_letter(payload, f"gap-{self._agent}-{self.name}-{gap.first_available}")
+        try:
+            await self._consumer.reported(gap)
+        except AgentFieldError as failure:
+            logger.warning("handler %s: %s; it may report the same again", self.name, failure)
+
+    async def _store_letter(self, payload: bytes, id: str) -> None:
         delay = _FIRST_RETRY
         while True:
             try:
-                await self._fabric.deadletters.store(
-                    self._agent, name, payload, letter_id=f"{event.id}-{self._agent}-{name}-{taken.sequence}"
-                )
+                await self._fabric.deadletters.store(self._agent, self.name, payload, letter_id=id)
                 return
             except AgentFieldError as failure:
-                logger.warning("handler %s: storing the dead letter: %s; trying again", name, failure)
+                logger.warning("handler %s: storing the dead letter: %s; trying again", self.name, failure)
                 await asyncio.sleep(delay)
                 delay = min(_LONGEST_RETRY, delay * 2)
 
@@ -550,7 +484,7 @@ class Subscriptions:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """Create the durable consumers, then begin to handle. On return no later event is missed.
+        """Fix where each handler begins, then begin to handle. On return no later event is missed.
 
         Raises :class:`UnavailableError` when the server does not answer; nothing runs then.
         """

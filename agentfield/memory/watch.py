@@ -1,24 +1,28 @@
 """Watching: events live, in one process, with a marker between the past and what follows.
 
 Owns: the seam between what was and what comes. The target is captured first and read up to, never guessed from what
-is pending; so each change is seen exactly once, on one side of the marker or the other.
+is pending; so each change is seen exactly once, on one side of the marker or the other. Where somebody has taken events
+out of the log, the watch ends with ResyncRequired, and not with a gap.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
 
+from agentfield.errors import ResyncRequired
 from agentfield.event import Event
+from agentfield.fabric.consuming import Start
 from agentfield.fabric.fabric import Fabric
+from agentfield.fabric.present import present_values
 from agentfield.fabric.reader import Reader
 from agentfield.memory.addressing import AnyScope
 from agentfield.memory.history import bounds, event_of, matching
 from agentfield.memory.previous import PreviousTable
 from agentfield.memory.resolving import Resolver
-from agentfield.memory.state import live_entries
+from agentfield.memory.state import is_live
 from agentfield.pattern import Pattern
 from agentfield.schema import Schemas
 
@@ -35,18 +39,21 @@ async def watching(
     fabric: Fabric,
     patterns: Sequence[Pattern],
     scopes: Sequence[AnyScope],
-    start: Literal["new", "all", "current"] | datetime | int,
+    start: Start,
     *,
     schemas: Schemas | None = None,
-) -> AsyncIterator[Event | CaughtUp]:
-    """Events from ``start`` on, for ever, with one :class:`CaughtUp`."""
+) -> AsyncGenerator[Event | CaughtUp, None]:
+    """Events from ``start`` on, for ever, with one :class:`CaughtUp`. Raises :class:`ResyncRequired`."""
     resolver = Resolver(fabric, schemas)
     filters = fabric.subjects.filters(patterns, scopes)
     table = PreviousTable(fabric.log, filters)
-    _, target = await bounds(fabric, None, None)
+    state = await fabric.log.state()
+    first, target = int(state["first_seq"]), int(state["last_seq"])
     begin = target + 1
     if not isinstance(start, str):
         begin, _ = await bounds(fabric, start, None)
+        if isinstance(start, datetime) and begin == first > 1:  # nobody knows when what came before was stored
+            raise ResyncRequired(requested=first - 1, first_available=first)
     elif start == "all":
         begin = 1
     if begin == 1:
@@ -54,18 +61,21 @@ async def watching(
     elif begin <= target + 1:
         await table.fill(begin - 1)  # further ahead, what a key held before is looked up when it comes to that
     if start == "current":
-        present = [record async for record in live_entries(fabric, patterns, scopes) if record.sequence <= target]
-        for record in present:
-            yield await event_of(resolver, PreviousTable(fabric.log, filters), record)
+        async with aclosing(present_values(fabric.log, filters, target)) as values:
+            async for record, previous in values:
+                if matching(fabric, patterns, record) and is_live(record, fabric.log.now()):
+                    yield await resolver.event(record, previous)
     caught_up = begin > target
     if caught_up:
         yield CaughtUp(target)
-    async with Reader(fabric.connection, fabric.log.stream, filters, start=begin) as reader:
+    async with Reader(fabric.connection, fabric.log.stream, filters, start=begin, gapless=True) as reader:
         if not caught_up:
-            async for record in reader.until(target):
+            async with aclosing(reader.until(target)) as past:
+                async for record in past:
+                    if matching(fabric, patterns, record):
+                        yield await event_of(resolver, table, record)
+            yield CaughtUp(target)
+        async with aclosing(reader.follow()) as following:
+            async for record in following:
                 if matching(fabric, patterns, record):
                     yield await event_of(resolver, table, record)
-            yield CaughtUp(target)
-        async for record in reader.follow():
-            if matching(fabric, patterns, record):
-                yield await event_of(resolver, table, record)

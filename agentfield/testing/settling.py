@@ -83,7 +83,7 @@ async def settled(*agents: Agent, within: float = PATIENCE) -> None:
 
 
 class _Handler:
-    """A handler with all its instances here, and the events that it has still to handle."""
+    """A handler with all its instances here that share its events, and the events that it has still to handle."""
 
     def __init__(self, agent: str, name: str) -> None:
         self.agent = agent
@@ -122,12 +122,13 @@ class _Log:
 
     def __init__(self, fabric: Fabric) -> None:
         self._fabric = fabric
-        self._handlers: dict[tuple[str, str], _Handler] = {}
+        self._handlers: dict[tuple[str, str, int], _Handler] = {}
         self._looked_at: int | None = None
         self.last: list[str] = []
 
     def add(self, agent: str, run: HandlerRun) -> None:
-        self._handlers.setdefault((agent, run.name), _Handler(agent, run.name)).instances.append(run)
+        own = 0 if run.shared else len(self._handlers) + 1  # an instance that shares its events with no other
+        self._handlers.setdefault((agent, run.name, own), _Handler(agent, run.name)).instances.append(run)
 
     async def look(self) -> bool:
         """Take in what was stored since the last look: whether there was anything for a handler."""

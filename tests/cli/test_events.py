@@ -10,6 +10,7 @@ from agentfield.cli.ending import INTERRUPTED, PIPE_CLOSED
 from tests.cli.command import Cli
 from tests.cli.conftest import Remember
 from tests.support import NatsServer
+from tests.support.events import shorten
 
 AGENT = """
 from agentfield import Agent
@@ -121,6 +122,17 @@ def test_tail_can_begin_at_the_start(written: Cli) -> None:
     written("set", "next", "1")
     tail.wait_line('"next"')
     assert [event["revision"] for event in tail.end(signal.SIGINT).objects] == [1, 2, 3, 4, 5, 6]
+
+
+def test_tail_of_a_log_that_was_shortened_says_so_and_shows_what_is_left(written: Cli, remember: Remember) -> None:
+    async def cut(memory: Memory) -> None:
+        await shorten(await memory._fabric(), keep=2)
+
+    remember(cut)
+    tail = written.start("tail", "--from-start", "--json")
+    tail.wait_line("from revision 1 to 3 is gone")
+    tail.wait_line("following")
+    assert [event["revision"] for event in tail.end(signal.SIGINT).objects] == [4, 5]
 
 
 def test_tail_shows_notes_beside_events(cli: Cli, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import agentfield
 from agentfield import errors
 from agentfield.agent import agent, notes, presence, reasoner
 from agentfield.cli.root import COMMANDS
-from agentfield.fabric import call_protocol, consumer, jetstream, service
+from agentfield.fabric import call_protocol, consumer, consuming, jetstream, service
 from agentfield.fabric.topology import DUPLICATE_WINDOW, NOTES_KEPT, Topology
 from agentfield.key import MAX_KEY_BYTES, MAX_TOKENS
 from agentfield.local.config import CLIENT_PORT
@@ -104,7 +104,7 @@ def test_the_limits_are_those_of_the_code() -> None:
     assert f"{jetstream.PATIENCE:.0f} seconds" in row(guarantees, "time for a write or read")
     assert f"{DUPLICATE_WINDOW.seconds // 60} minutes" in row(guarantees, "time in which a repeated write")
     assert row(guarantees, "calls that one instance").startswith(f"{service.CONCURRENT_CALLS:,};")
-    assert row(guarantees, "events that one handler") == f"{consumer.WINDOW:,}"
+    assert row(guarantees, "events that one handler") == f"{consuming.WINDOW:,}"
     assert row(guarantees, "notes waiting") == f"{notes.CAPACITY:,}"
 
 

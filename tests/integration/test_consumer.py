@@ -1,96 +1,23 @@
 """A pinned consumer: one active instance, what is unfinished comes again in order, and only floors are acknowledged."""
 
 import asyncio
+import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any
 
 import pytest
 
 from agentfield import AccessDeniedError
-from agentfield.fabric.consumer import GROUP, PIN_TIMEOUT, WINDOW, Activated, ConsumerSpec, PinnedConsumer
+from agentfield.fabric.consumer import GROUP, PIN_TIMEOUT, PinnedConsumer
+from agentfield.fabric.consuming import WINDOW, ConsumerSpec, Slot, Start
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.jetstream import api
 from tests.support import NatsServer, eventually
+from tests.support.consuming import Instance, delete, floor, info, instance, spec
 from tests.support.events import subject, write, write_many
 
 OpenFabric = Callable[..., Awaitable[Fabric]]
-
-
-def spec(fabric: Fabric, *, start: str = "all") -> ConsumerSpec:
-    return ConsumerSpec(fabric.log.stream, "consumer", (subject(fabric, "k.>"),), {"deliver_policy": start})
-
-
-async def info(fabric: Fabric) -> dict[str, Any]:
-    return await api(fabric.connection, f"CONSUMER.INFO.{fabric.log.stream}.consumer")
-
-
-async def floor(fabric: Fabric) -> int:
-    return int((await info(fabric))["ack_floor"]["stream_seq"])
-
-
-async def delete(fabric: Fabric) -> None:
-    await api(fabric.connection, f"CONSUMER.DELETE.{fabric.log.stream}.consumer")
-
-
-class Instance:
-    """A consumer with a task that runs it and, unless `hold` is set, one that handles what it gives at once."""
-
-    def __init__(self, consumer: PinnedConsumer) -> None:
-        self.consumer = consumer
-        self.activations: list[int] = []
-        self.handled: list[int] = []
-        self.skipped: list[int] = []
-        self.held: list[int] = []
-        self.hold = False
-        self._tasks = [asyncio.create_task(consumer.run()), asyncio.create_task(self._take())]
-
-    async def _take(self) -> None:
-        while True:
-            item = await self.consumer.next()
-            if isinstance(item, Activated):
-                self.activations.append(item.floor)
-                continue
-            sequence = item.record.sequence
-            if item.handled:
-                self.skipped.append(sequence)
-            elif self.hold:
-                self.held.append(sequence)
-                continue
-            else:
-                self.handled.append(sequence)
-            self.consumer.done(sequence)
-
-    def finish(self) -> None:
-        """Handle everything held."""
-        held, self.held = self.held, []
-        for sequence in held:
-            self.handled.append(sequence)
-            self.consumer.done(sequence)
-
-    async def reached(self, sequence: int, within: float = 10) -> None:
-        await eventually(lambda: self.handled[-1:] == [sequence], within=within, what=f"handled up to {sequence}")
-
-    async def end(self) -> None:
-        """Stop at once, as if a task had been cancelled: nothing is drained."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-
-@asynccontextmanager
-async def instance(fabric: Fabric, *, start: str = "all", hold: bool = False) -> AsyncIterator[Instance]:
-    consumer = PinnedConsumer(fabric.connection, spec(fabric, start=start))
-    await consumer.ensure()
-    running = Instance(consumer)
-    running.hold = hold
-    try:
-        yield running
-    finally:
-        await running.end()
-        await consumer.leave()
 
 
 def names(first: int, last: int) -> list[str]:
@@ -105,10 +32,10 @@ def have_handled(instances: Sequence[Instance], last: int) -> bool:
 
 
 async def test_ensuring_again_changes_nothing(fabric: Fabric) -> None:
-    await PinnedConsumer(fabric.connection, spec(fabric)).ensure()
+    await PinnedConsumer(fabric.log, spec(fabric)).ensure()
     before = await info(fabric)
-    other = ConsumerSpec(fabric.log.stream, "consumer", (subject(fabric, "k.>"),), {"deliver_policy": "new"})
-    await PinnedConsumer(fabric.connection, other).ensure()
+    other = spec(fabric, start="new")
+    await PinnedConsumer(fabric.log, other).ensure()
     after = await info(fabric)
     assert after["config"] == before["config"], "where a consumer began is not for a later version to change"
     assert after["created"] == before["created"]
@@ -119,10 +46,8 @@ async def test_new_filters_take_effect_and_progress_is_kept(fabric: Fabric) -> N
         await write_many(fabric, names(1, 10))
         await running.reached(10)
         await eventually(lambda: has_floor(fabric, 10))
-    wider = ConsumerSpec(
-        fabric.log.stream, "consumer", (subject(fabric, "k.>"), subject(fabric, "j.>")), {"deliver_policy": "all"}
-    )
-    consumer = PinnedConsumer(fabric.connection, wider)
+    wider = ConsumerSpec("consumer", (subject(fabric, "k.>"), subject(fabric, "j.>")), "all")
+    consumer = PinnedConsumer(fabric.log, wider)
     await consumer.ensure()
     assert sorted((await info(fabric))["config"]["filter_subjects"]) == sorted(wider.filters)
     running = Instance(consumer)
@@ -226,6 +151,12 @@ async def test_a_loop_that_stood_still_gives_way_and_repeats_nothing_it_knows_as
     assert set(alone.skipped) <= set(range(1, 51))
 
 
+def slot_of(instance: Instance, sequence: int) -> Slot:
+    slot = instance.consumer._progress.slot(sequence)
+    assert slot is not None
+    return slot
+
+
 def stand_still(seconds: float) -> None:
     """What a handler does to its loop when it computes for long."""
     time.sleep(seconds)
@@ -305,7 +236,7 @@ async def test_an_acknowledgement_from_before_a_takeover_stops_nobody(
         first.hold = True
         await write_many(fabric, names(1201, 1210))
         await eventually(lambda: len(first.held) == 10)
-        late = first.consumer._slots[1205].reply
+        late = slot_of(first, 1205).reply
         await first.end()
         async with instance(await open_fabric(server), hold=True) as second:
             await eventually(lambda: len(second.held) == 10, within=2 * PIN_TIMEOUT)
@@ -323,7 +254,9 @@ async def test_an_acknowledgement_from_before_a_takeover_stops_nobody(
 
 
 @pytest.mark.parametrize("start", ["all", "new"])
-async def test_a_consumer_that_an_operator_deletes_is_made_again_where_it_was(fabric: Fabric, start: str) -> None:
+async def test_a_consumer_that_an_operator_deletes_is_made_again_where_it_was(
+    fabric: Fabric, start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
     await write(fabric, "k.before")
     async with instance(fabric, start=start) as running:
         await delete(fabric)  # before anything has been handled
@@ -334,6 +267,8 @@ async def test_a_consumer_that_an_operator_deletes_is_made_again_where_it_was(fa
         await running.reached(20)
         await eventually(lambda: has_floor(fabric, 20))
     assert running.handled == list(range(1 if start == "all" else 2, 21))
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert [text.endswith("to go on after revision 10") for text in warnings] == [False, True]
 
 
 async def test_deleting_it_under_two_instances_loses_nothing_either(
@@ -398,8 +333,8 @@ async def test_permission_denied_is_told_when_preparing_and_outlived_when_runnin
     try:
         async with asyncio.timeout(2):
             with pytest.raises(AccessDeniedError):
-                await PinnedConsumer(some.connection, spec(some)).ensure()
-        await PinnedConsumer(whole.connection, spec(whole)).ensure()
+                await PinnedConsumer(some.log, spec(some)).ensure()
+        await PinnedConsumer(whole.log, spec(whole)).ensure()
         await write(whole, "k.1")
         async with instance(mute) as running:
             await eventually(lambda: "RESET" in caplog.text)

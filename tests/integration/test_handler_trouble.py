@@ -300,6 +300,10 @@ async def test_a_declaration_of_the_wrong_types_is_refused(agent: Agent) -> None
         {"patterns": "k", "timeout": 0},
         {"patterns": "k", "start": "yesterday"},
         {"patterns": "k", "start": -1},
+        {"patterns": "k", "start": []},
+        {"patterns": "k", "delivery": "both"},
+        {"patterns": "k", "delivery": None},
+        {"patterns": "k", "delivery": ["agent"]},
         {"patterns": "k", "start": True},
         {"patterns": "k", "start": datetime(2026, 1, 1)},  # noqa: DTZ001
         {"patterns": "k", "name": "two words"},

@@ -78,7 +78,7 @@ async def test_leaving_early_leaves_nothing_on_the_server(memory: Memory) -> Non
     await memory.set_many({f"k_{number}": number for number in range(100)})
     async with aclosing(memory.history()) as events:  # type: ignore[type-var]
         await anext(aiter(events))
-    async with aclosing(memory.watch(start="all")) as items:  # type: ignore[type-var]
+    async with aclosing(memory.watch(start="all")) as items:
         await anext(aiter(items))
     assert [event.data async for event in memory.history(limit=3)] == [0, 1, 2]
     await eventually(lambda: nobody_reads(memory))

@@ -7,6 +7,7 @@ from agentfield.codec import encode_event
 from agentfield.event import Writer
 from agentfield.execution import new_id
 from agentfield.fabric.fabric import Fabric
+from agentfield.fabric.jetstream import api
 
 
 def headers(event_id: str | None = None) -> dict[str, str]:
@@ -32,3 +33,15 @@ async def write_many(fabric: Fabric, tokens: Sequence[str], payload: bytes = b"1
 def subject(fabric: Fabric, tokens: str) -> str:
     """The subject of a key's tokens in the global scope."""
     return f"{fabric.topology.namespace}.memory.global.global.{tokens}"
+
+
+async def shorten(fabric: Fabric, *, keep: int) -> int:
+    """Take all but the last few events out of the log, as an operator can; return where it begins now.
+
+    Smaller limits alone do not do it, since the log refuses what is new rather than discard what is old.
+    """
+    stream = fabric.log.stream
+    config = (await api(fabric.connection, f"STREAM.INFO.{stream}"))["config"]
+    for change in ({"discard": "old", "max_msgs": keep}, {}):
+        await api(fabric.connection, f"STREAM.UPDATE.{stream}", {**config, **change})
+    return int((await fabric.log.state())["first_seq"])

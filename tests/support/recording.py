@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from asyncio.subprocess import Process
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -71,6 +72,24 @@ def recorded(path: Path) -> list[dict[str, Any]]:
         return []
     lines = path.read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines[:-1]]
+
+
+def without_late(lines: list[dict[str, Any]], paused: set[tuple[int, int]]) -> list[dict[str, Any]]:
+    """What was handled, without what an instance finished after a pause although another had taken over.
+
+    ``paused``: for every pause the process id, and how much that process had handled before. What it was in the middle
+    of it finishes when it wakes, whatever has happened meanwhile.
+    """
+    counts, revisions = Counter[int](), Counter(line["revision"] for line in lines)
+    kept = []
+    for line in lines:
+        late = (line["pid"], counts[line["pid"]]) in paused and revisions[line["revision"]] > 1
+        counts[line["pid"]] += 1
+        if late:
+            revisions[line["revision"]] -= 1
+        else:
+            kept.append(line)
+    return kept
 
 
 def judge(lines: list[dict[str, Any]], written: dict[str, list[tuple[int, Any]]]) -> None:

@@ -1,4 +1,4 @@
-"""The wire between a client and a server, in a test's hands: cut it, or lose what one side says.
+"""The wire between a client and a server, in a test's hands: cut it, part the two, or lose what one side says.
 
 A relay on a port of its own. What it has passed on it has passed on whole and in order, as TCP does; a cut ends both
 sides of every connection, and a client may connect again at once.
@@ -19,6 +19,9 @@ class Wire:
         self._url = ""
         self._left: int | None = None
         self._answers = True
+        self._refuses = False
+        self._flows = asyncio.Event()
+        self._flows.set()
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self.cuts = 0
@@ -34,6 +37,19 @@ class Wire:
         for writer in self._writers:
             writer.transport.abort()
 
+    def refuse(self, refuse: bool = True) -> None:
+        """End every connection, and let nobody connect until told otherwise."""
+        self._refuses = refuse
+        if refuse:
+            self.cut()
+
+    def stall(self, stall: bool = True) -> None:
+        """Pass nothing on in either direction, and end nothing; what is held comes through afterwards, as with TCP."""
+        if stall:
+            self._flows.clear()
+        else:
+            self._flows.set()
+
     def cut_after(self, size: int) -> None:
         """Pass on exactly so many more bytes of what clients send; then cut, once."""
         self._left = size
@@ -43,6 +59,8 @@ class Wire:
         self._answers = not lose
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._refuses:
+            return
         there, back = await asyncio.open_connection("127.0.0.1", self._port)
         self._writers |= {writer, back}
         try:
@@ -60,6 +78,7 @@ class Wire:
         while data := await reader.read(_CHUNK):
             if sent and self._left is not None:
                 data, self._left = data[: self._left], self._left - len(data)
+            await self._flows.wait()
             if sent or self._answers:
                 writer.write(data)
                 await writer.drain()

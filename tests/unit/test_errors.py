@@ -21,6 +21,7 @@ from agentfield.errors import (
     OutcomeUnknownError,
     ProjectionError,
     RemoteError,
+    ResyncRequired,
     UnavailableError,
 )
 
@@ -49,6 +50,7 @@ SAMPLES: list[tuple[AgentFieldError, dict[str, object]]] = [
     ),
     (AccessDeniedError("no", subject="a.b"), {"subject": "a.b"}),
     (HistoryTruncatedError(requested=3, first_available=9), {"requested": 3, "first_available": 9}),
+    (ResyncRequired(requested=3, first_available=9), {"requested": 3, "first_available": 9}),
     (DecodeError("not JSON", subject="a.b", revision=7), {"subject": "a.b", "revision": 7}),
     (ProjectionError("stuck", projection="timeline", sequence=7), {"projection": "timeline", "sequence": 7}),
     (ClosedError("the memory is closed"), {}),
@@ -71,7 +73,7 @@ def drawn_tree() -> dict[str, str]:
     parents: dict[str, str] = {}
     path: list[str] = []
     for line in inspect.cleandoc(errors.__doc__ or "").splitlines():
-        if found := re.match(r"((?:│ |├ |└ |  )*)(\w+Error)\b", line.removeprefix("    ")):
+        if found := re.match(r"((?:│ |├ |└ |  )*)([A-Z]\w+)\b", line.removeprefix("    ")):
             depth = len(found[1]) // 2
             path[depth:] = [found[2]]
             if depth:
@@ -101,6 +103,7 @@ def test_errors_are_also_the_builtin_kinds_a_python_user_expects() -> None:
         (LockLostError("l", expected=3, actual=None), "the lock 'l' is no longer held with token 3; nothing"),
         (LockLostError("l", expected=None, actual=9), "the lock 'l' is no longer held (token 9 holds it now); nothing"),
         (IncompatibleServerError(found="2.9.10", needed="2.15.1"), "server is version 2.9.10, but 2.15.1 or later is"),
+        (ResyncRequired(requested=3, first_available=9), "from revision 3 to 8 is gone"),
         (RemoteError(type_name="E", message="", agent="a", reasoner="r", execution_id="e"), "a.r raised E"),
         (DecodeError("not JSON", subject="a.b", revision=7), "not JSON (subject 'a.b', revision 7)"),
     ],

@@ -32,6 +32,7 @@ PUBLIC = [
     "OutcomeUnknownError",
     "ProjectionError",
     "RemoteError",
+    "ResyncRequired",
     "Scope",
     "Transaction",
     "UnavailableError",

@@ -1,0 +1,256 @@
+"""What consumers of the log give and keep count of, whoever else hears the same events.
+
+Owns: the words between a consumer and whoever takes from it, and the bookkeeping of what was received, handed out and
+done. Must not know: how events come. Pure, but for the loop's events. Invariant: the floor is a sequence up to which
+everything that was received has been done, and it only grows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any, Literal, NamedTuple, Protocol
+
+from agentfield.codec import Record
+
+Start = Literal["new", "all", "current"] | datetime | int
+"""Where hearing begins: with what is new, with the whole past, with the present values and then their changes, at a
+moment, or with a revision."""
+
+WINDOW = 1000
+"""Events that may be received and not yet handled."""
+WINDOW_BYTES = 16 * 1024 * 1024
+REFILL = WINDOW // 4
+"""Ask for more when this much room has come free, so that requests stay few under load."""
+
+
+@dataclass(frozen=True, slots=True)
+class Activated:
+    """This instance hears events now. Every event up to ``floor`` has been handled, by whomever, or is not wanted."""
+
+    floor: int
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """An event to handle, in the order of the log. ``handled``: this instance did, before an interruption: skip it."""
+
+    record: Record
+    handled: bool
+    present: bool = False
+    """It is given because it was its key's last when hearing began; what its key held before was not."""
+    previous: Record | None = None
+    """The event of its key just before a present value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shortened:
+    """Somebody has taken events out of the log that this consumer had, for all that is known, still to give."""
+
+    after: int
+    """Events up to here were received, or are not wanted; 0 if that is not known."""
+    first_available: int
+    """Here the log begins now."""
+
+
+Item = Activated | Received | Shortened
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerSpec:
+    """A consumer: its name, what it hears, where it begins if it is new, and what operators should see."""
+
+    name: str
+    filters: tuple[str, ...]
+    start: Start = "new"
+    description: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+class Consumer(Protocol):
+    """What hands out the events of a handler. ``ensure`` it, ``run`` it in a task of yours, take from ``next``.
+
+    Report each received event with ``done``. To stop: end taking, ``drain``, cancel ``run``, ``leave``. After ``run``
+    has broken off, go on with a ``successor``.
+    """
+
+    async def ensure(self) -> None:
+        """Fix where it begins: from here on no event is missed. Raises :class:`UnavailableError`."""
+
+    async def run(self) -> None:
+        """Get events, until cancelled."""
+
+    async def next(self) -> Item:
+        """What to do next."""
+
+    def done(self, sequence: int) -> None:
+        """The event has been handled, or given up for good."""
+
+    def put_back(self, sequence: int) -> None:
+        """The event was handed out and is not for this instance: it stays unhandled."""
+
+    async def still_ours(self, sequence: int) -> bool:
+        """Whether an event handed out earlier is still this instance's to handle; waits while that is uncertain."""
+
+    async def reported(self, gap: Shortened) -> None:
+        """That the log was shortened has been reported, and need not be again."""
+
+    async def drain(self) -> None:
+        """Hand out nothing more, and return when every event handed out is done."""
+
+    async def leave(self) -> None:
+        """Let go of what is held on the server. Call after ``run`` has ended."""
+
+    def successor(self) -> Consumer:
+        """One that goes on where this one was."""
+
+    async def learn_floor(self) -> None:
+        """Ask how far others have come. Raises :class:`UnavailableError`."""
+
+    @property
+    def floor(self) -> int:
+        """The sequence up to which everything is known to have been handled; 0 for nothing."""
+
+    def is_begun(self, sequence: int) -> bool:
+        """Whether the event was handed out here and is not done yet."""
+
+    def is_handled(self, sequence: int) -> bool:
+        """Whether the event is known to have been handled, or came before the beginning."""
+
+
+class Slot:
+    """An event received, and not yet below the floor."""
+
+    __slots__ = ("done", "reply", "sequence", "size")
+
+    def __init__(self, sequence: int, reply: str, size: int) -> None:
+        self.sequence = sequence
+        self.reply = reply
+        self.size = size
+        self.done = False
+
+
+class Advance(NamedTuple):
+    """What one event's being done moved the floor by."""
+
+    events: int
+    reply: str
+    """Of the last event below the floor: where to acknowledge it."""
+
+
+class Progress:
+    """Which events were received, handed out and done, in the order of the log."""
+
+    def __init__(self, floor: int | None = None) -> None:
+        self.floor = floor
+        """Everything up to this sequence is known to have been handled; None while nothing is known."""
+        self.outstanding = 0
+        self._bytes = 0
+        self._above: set[int] = set()
+        self._running: set[int] = set()
+        self._window: deque[Slot] = deque()
+        self._slots: dict[int, Slot] = {}
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no more should be asked for now."""
+        return self.outstanding > WINDOW - REFILL or self._bytes > WINDOW_BYTES
+
+    def raise_floor(self, floor: int) -> None:
+        """Everything up to here was handled, by whomever, or is not wanted."""
+        if self.floor is None or floor > self.floor:
+            self.floor = floor
+            self._above = {sequence for sequence in self._above if sequence > floor}
+
+    def receive(self, record: Record, reply: str = "") -> Received:
+        """Note an event that came; return what to hand out."""
+        slot = Slot(record.sequence, reply, len(record.payload))
+        self._slots[slot.sequence] = slot
+        self._window.append(slot)
+        self.outstanding += 1
+        self._bytes += slot.size
+        return Received(record, self.is_handled(slot.sequence))
+
+    def receive_present(self, record: Record, previous: Record | None) -> Received:
+        """Note a present value; return what to hand out."""
+        return replace(self.receive(record), present=True, previous=previous)
+
+    def slot(self, sequence: int) -> Slot | None:
+        """The slot of an event that was received and is not done."""
+        return self._slots.get(sequence)
+
+    def begin(self, item: Item) -> None:
+        """Note that an item is handed out."""
+        if isinstance(item, Received):
+            self._running.add(item.record.sequence)
+            self._idle.clear()
+
+    def end(self, sequence: int) -> None:
+        """Note that nobody works on an event any more."""
+        self._running.discard(sequence)
+        if not self._running:
+            self._idle.set()
+
+    def done(self, sequence: int) -> Advance:
+        """Note that an event has been handled, and move the floor if all before it were."""
+        self.end(sequence)
+        if not self.is_handled(sequence):
+            self._above.add(sequence)
+        slot = self._slots.pop(sequence, None)
+        if slot is None:
+            return Advance(0, "")  # it was received in an earlier turn: known as handled should it come again
+        slot.done = True
+        self.outstanding -= 1
+        self._bytes -= slot.size
+        count, reply, window = 0, "", self._window
+        while window and window[0].done:
+            head = window.popleft()
+            self._above.discard(head.sequence)
+            self.floor = max(self.floor or 0, head.sequence)
+            count, reply = count + 1, head.reply
+        return Advance(count, reply)
+
+    def is_begun(self, sequence: int) -> bool:
+        """Whether the event was handed out and is not done yet."""
+        return sequence in self._running
+
+    def is_handled(self, sequence: int) -> bool:
+        """Whether the event is known to have been handled, or came before the beginning."""
+        return (self.floor is not None and sequence <= self.floor) or sequence in self._above
+
+    def release(self) -> None:
+        """Forget what was received and not done; it comes again. What is being handled is finished by its taker."""
+        self._slots.clear()
+        self._window.clear()
+        self.outstanding = self._bytes = 0
+
+    async def idle(self) -> None:
+        """Return when everything handed out is done."""
+        await self._idle.wait()
+
+    def successor(self) -> Progress:
+        """What is known, without what was received."""
+        other = Progress(self.floor)
+        other._above = set(self._above)
+        return other
+
+
+def deliver_policy(start: Start) -> Mapping[str, Any]:
+    """Where a new durable consumer begins, in the server's words. A revision is the first one delivered.
+
+    Present values are not the server's to give: its ``last_per_subject`` forgets, on a reset, the values that were
+    delivered and not acknowledged. So such a consumer begins where the log does, and its owner passes over the past.
+    """
+    if start in ("all", "current"):
+        return {"deliver_policy": "all"}
+    if isinstance(start, datetime):
+        moment = start.astimezone(UTC).isoformat().replace("+00:00", "Z")
+        return {"deliver_policy": "by_start_time", "opt_start_time": moment}
+    if isinstance(start, int):
+        return {"deliver_policy": "by_start_sequence", "opt_start_seq": max(1, start)}
+    return {"deliver_policy": "new"}
