@@ -298,8 +298,8 @@ class Writes(Base):
         effects = self._effects()
         if once and effects is None:
             raise InvalidInputError(
-                "transaction(once=True) works in a handler itself, where there is an event that can be marked as "
-                "handled; elsewhere, leave once out"
+                "transaction(once=True) works in a handler itself, and one with delivery='agent', where there is an "
+                "event that can be marked as handled; elsewhere, leave once out"
             )
         return Transaction(
             self._fabric, self._lifetimes, self.schemas, self._place(), self._writer(), self.seen, effects, once=once

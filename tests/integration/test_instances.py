@@ -9,7 +9,7 @@ from typing import Any
 import nats
 import pytest
 
-from agentfield import Agent, Event, Memory
+from agentfield import Agent, Event, InvalidInputError, Memory
 from agentfield.execution import current
 from agentfield.fabric.consuming import WINDOW
 from agentfield.fabric.fabric import Fabric
@@ -210,3 +210,44 @@ async def test_a_handler_slower_than_the_writers_holds_a_window_and_loses_nothin
         go.set()
         await settled(agent)
     assert heard == list(range(last - 4999, last + 1))
+
+
+async def test_what_each_instance_does_counts_although_all_do_the_same(server: NatsServer, namespace: str) -> None:
+    def make() -> Agent:
+        agent = Agent("tester", nats_url=server.url, namespace=namespace)
+
+        @agent.memory.on_change("k_*", delivery="instance")
+        async def count(event: Event) -> None:
+            await agent.memory.increment("handled", scope="global")
+            await agent.memory.set("by", event.key, scope="global")
+
+        return agent
+
+    one, two = make(), make()
+    async with one, two:
+        for number in range(10):
+            await one.memory.set(f"k_{number}", number)
+        await settled(one, two)
+        assert await one.memory.get("handled") == 20
+        assert len([event async for event in one.memory.history("by")]) == 20
+
+
+async def test_a_handler_of_every_instance_cannot_be_the_one_that_has_handled_an_event(
+    server: NatsServer, namespace: str
+) -> None:
+    agent = Agent("tester", nats_url=server.url, namespace=namespace)
+    raised: list[Exception] = []
+
+    @agent.memory.on_change("k", delivery="instance")
+    async def react(event: Event) -> None:
+        try:
+            async with agent.memory.transaction(once=True) as tx:
+                tx.set("x", 1)
+        except InvalidInputError as error:
+            raised.append(error)
+
+    async with agent:
+        await agent.memory.set("k", 1)
+        await settled(agent)
+    (error,) = raised
+    assert "one with delivery='agent'" in str(error)
