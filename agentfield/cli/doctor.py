@@ -25,7 +25,9 @@ def doctor_command(invocation: Invocation) -> int:
     try:
         facts = wait(examine(where, connect_patience=invocation.connect_patience, patience=invocation.patience))
     except UnavailableError as error:
-        remedy = "see to it that it runs and can be reached from here"
+        remedy = (
+            "start it: `agentfield up`" if where.url is None else "see to it that it runs, and is reachable from here"
+        )
         if isinstance(error, IncompatibleServerError):
             remedy = f"use a NATS server from version {error.needed} on"
         found = [Finding("server", str(error), remedy)]

@@ -18,7 +18,7 @@ from tests.support.ports import free_ports
 from tests.support.waiting import wait_until
 
 _PATIENCE = 30.0
-_REPEATABLE = re.compile(r"agentfield (get|ls|history|status)\b")
+_REPEATABLE = re.compile(r"agentfield (get|ls|history|status|deadletters list|handlers list)\b")
 """Commands that only look: they are repeated while what they show is still on its way there."""
 
 _CHANGING = (

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from agentfield import Agent, Event, Memory, Writer
+from agentfield import Agent, Event, Memory, Writer, connect
 from agentfield.codec import encode_event
 from agentfield.execution import new_id
 from agentfield.fabric.fabric import Fabric
@@ -290,3 +290,36 @@ async def test_an_agent_warns_of_handlers_that_it_has_no_more_and_leaves_them_al
     assert "`agentfield handlers remove tester.old`" in warning
     names = (await api(fabric.connection, f"CONSUMER.NAMES.{fabric.log.stream}"))["consumers"]
     assert sorted(names) == ["handler-tester-kept", "handler-tester-new", "handler-tester-old"]
+
+
+async def test_an_agent_that_may_not_remove_letters_replays_each_once_and_says_so(
+    start_server: Callable[..., NatsServer], namespace: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = start_server(
+        extra="""
+        authorization { users: [
+            {user: operator, password: secret}
+            {user: agent, password: secret, permissions: {publish: {deny: "$JS.API.STREAM.MSG.DELETE.>"}}}
+        ]}
+        """
+    )
+    as_operator, as_agent = (server.url.replace("//", f"//{user}:secret@") for user in ("operator", "agent"))
+    heard: list[Any] = []
+    async with connect(as_operator, namespace=namespace) as memory:
+        fabric = await memory._fabric()
+        agent = Agent("tester", nats_url=as_agent, namespace=namespace)
+
+        @agent.memory.on_change("k_*", retries=0)
+        async def react(event: Event) -> None:
+            heard.append(event.data)
+            if len(heard) == 1:
+                raise ValueError
+
+        async with agent:
+            await memory.set("k_1", 1)
+            letter = await one_letter(fabric)
+            await replay(fabric, letter)
+            await memory.set("k_2", 2)
+            await eventually(lambda: heard == [1, 1, 2], within=10)
+        assert await letters(fabric) == [letter]
+    assert f"handled the event of dead letter {letter.number}" in caplog.text
