@@ -37,6 +37,9 @@ COMMANDS: Final[Mapping[str, Entry]] = MappingProxyType(
         "delete": Entry("entries", "Take a key's value away; its history stays."),
         "ls": Entry("entries", "List current entries."),
         "history": Entry("events", "Show what happened to a key, or to every key of a pattern."),
+        "as-of": Entry("past", "Show what a key held, or what there was, in the past."),
+        "diff": Entry("past", "Show how entries differ between two points in the past."),
+        "revert": Entry("past", "Make keys what they were at a point in the past."),
         "tail": Entry("events", "Show changes as they happen, until Ctrl-C."),
     }
 )

@@ -106,6 +106,14 @@ def test_without_a_command_it_shows_its_help_and_fails(offline: Cli) -> None:
         ("history", "a", "--since", "2024-07-08T18:20:00"),
         ("history", "a", "--until", "99999999999w"),
         ("history", "a", "--limit", "0"),
+        ("as-of",),
+        ("as-of", "yesterday"),
+        ("diff", "a"),
+        ("diff", "a", "yesterday"),
+        ("revert", "a"),
+        ("revert", "a", "1"),
+        ("revert", "a*", "1", "--yes"),
+        ("revert", "a", "1", "--yes", "--scope", "session"),
         ("--timeout", "never", "ls"),
         ("ls", "--timeout", "nan"),
         ("up", "--url", "nats://127.0.0.1:1"),
@@ -142,6 +150,10 @@ def test_wrong_usage_is_one_line_and_exit_code_2(here: Main, args: tuple[str, ..
         (("delete", "a>"), "contains '>'"),
         (("ls", "a>"), "contains '>'"),
         (("history", "a>"), "contains '>'"),
+        (("as-of", "1", "a>"), "contains '>'"),
+        (("diff", "a>", "1"), "contains '>'"),
+        (("revert", "a>", "1", "--yes"), "contains '>'"),
+        (("history", "a", "--writer", ""), "writer=''"),
         (("tail", "a", "b>"), "contains '>'"),
         (("call", "agent"), "AGENT.REASONER"),
         (("call", "a b.c"), "agent name"),
@@ -171,7 +183,19 @@ def test_an_empty_url_is_refused(here: Main) -> None:
 
 
 @pytest.mark.parametrize(
-    "args", [("get", "a"), ("set", "a", "1"), ("ls",), ("history", "a"), ("tail",), ("call", "a.b"), ("status",)]
+    "args",
+    [
+        ("get", "a"),
+        ("set", "a", "1"),
+        ("ls",),
+        ("history", "a"),
+        ("tail",),
+        ("call", "a.b"),
+        ("status",),
+        ("as-of", "1"),
+        ("diff", "a", "1"),
+        ("revert", "a", "1", "--yes"),
+    ],
 )
 def test_a_server_that_is_away_is_one_line_and_exit_code_1(offline: Cli, args: tuple[str, ...]) -> None:
     done = offline(*NOWHERE, *args)
