@@ -11,7 +11,7 @@ event at or before the sequence; none that had no event by then.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Container, Sequence
 
 from agentfield.codec import Record
 from agentfield.fabric.log import CHUNK, MULTI_LAST_LIMIT, Log
@@ -38,22 +38,23 @@ async def as_of(log: Log, filters: Sequence[str], sequence: int) -> AsyncIterato
     if sequence <= 0:
         return
     found: list[Record] = []
-    changed: list[str] = []
+    changed: dict[str, None] = {}
     many = False
     async for record in log.current(filters):
         if record.sequence <= sequence:
             found.append(record)
         else:
-            changed.append(record.subject)
+            changed[record.subject] = None
         many = many or len(found) + len(changed) > MULTI_LAST_LIMIT
         if many:
-            if len(changed) >= CHUNK:
-                found += await _before(log, changed, sequence, filters)
-                changed = []
             for each in found:
                 yield each
             found = []
-    found += await _before(log, changed, sequence, filters)
+    async for record in _before(log, changed, sequence, filters):
+        if many:
+            yield record
+        else:
+            found.append(record)
     for record in sorted(found, key=lambda each: each.sequence):
         yield record
 
@@ -66,58 +67,56 @@ async def last_as_of(log: Log, subjects: Sequence[str], sequence: int) -> list[R
     if sequence <= 0:
         return [None] * len(subjects)
     found: dict[str, Record] = {}
-    changed: list[str] = []
+    changed: dict[str, None] = {}
     for record in await log.last(subjects):
         if record is not None and record.sequence <= sequence:
             found[record.subject] = record
         elif record is not None:
-            changed.append(record.subject)
-    for start in range(0, len(changed), CHUNK):
-        some = changed[start : start + CHUNK]
-        found.update((record.subject, record) for record in await _before(log, some, sequence, ()))
+            changed[record.subject] = None
+    async for record in _before(log, changed, sequence, ()):
+        found[record.subject] = record
     return [found.get(subject) for subject in subjects]
 
 
-async def _before(log: Log, subjects: Sequence[str], sequence: int, filters: Sequence[str]) -> list[Record]:
-    """The last events, by then, of subjects (at most a chunk) that have been written since."""
-    if len(subjects) * sequence <= _CHEAP:
-        return await log.as_of(subjects, sequence) or [] if subjects else []
-    wanted = dict.fromkeys(subjects)
-    found: dict[str, Record] = {}
-    if filters and len(wanted) > _FEW:
-        sequence = await _look_back(log, wanted, found, sequence, filters)
-    left = await _begun(log, wanted, sequence)
-    return [*found.values(), *(await log.as_of(left, sequence) or () if left and sequence else ())]
+async def _before(log: Log, wanted: dict[str, None], sequence: int, filters: Sequence[str]) -> AsyncIterator[Record]:
+    """The last events, by then, of subjects that have been written since; takes from ``wanted`` those it has found."""
+    cheap = len(wanted) * sequence <= _CHEAP
+    if filters and len(wanted) > _FEW and not cheap:
+        width = _PROBE
+        for _ in range(_LOOKS):
+            low = max(0, sequence - width)
+            found, count = await _look_through(log, wanted, filters, low + 1, sequence)
+            for record in found:
+                del wanted[record.subject]
+                yield record
+            sequence = low
+            if not wanted or not sequence or width == _WINDOW:
+                break
+            width = min(_WINDOW, max(_PROBE, _PER_SUBJECT * len(wanted) * width // max(1, count)))
+    if not sequence:
+        return
+    names = list(wanted)
+    for start in range(0, len(names), CHUNK):
+        some = names[start : start + CHUNK]
+        left = some if cheap else await _begun(log, some, sequence)
+        for record in await log.as_of(left, sequence) or () if left else ():
+            yield record
 
 
-async def _look_back(
-    log: Log, wanted: dict[str, None], found: dict[str, Record], sequence: int, filters: Sequence[str]
-) -> int:
-    """Read what was written shortly before, moving subjects from ``wanted`` to ``found``; return up to where."""
-    width = _PROBE
-    for _ in range(_LOOKS):
-        if not wanted or not sequence:
-            break
-        low = max(0, sequence - width)
-        count = 0
-        last: dict[str, Record] = {}
-        async for record in log.read(filters, start=low + 1, stop=sequence):
-            count += 1
-            if record.subject in wanted:
-                last[record.subject] = record
-        for subject in last:
-            del wanted[subject]
-        found |= last
-        sequence = low
-        if width == _WINDOW:
-            break
-        worth = _PER_SUBJECT * len(wanted) * width // max(1, count)
-        width = min(_WINDOW, max(_PROBE, worth))
-    return sequence
+async def _look_through(
+    log: Log, wanted: Container[str], filters: Sequence[str], start: int, stop: int
+) -> tuple[list[Record], int]:
+    """The last events of the subjects wanted in a part of the log, and how many events there were to look at."""
+    last: dict[str, Record] = {}
+    count = 0
+    async for record in log.read(filters, start=start, stop=stop):
+        count += 1
+        if record.subject in wanted:
+            last[record.subject] = record
+    return sorted(last.values(), key=lambda each: each.sequence), count
 
 
-async def _begun(log: Log, subjects: Iterable[str], sequence: int) -> list[str]:
+async def _begun(log: Log, names: Sequence[str], sequence: int) -> list[str]:
     """Those of the subjects whose first event lies at or before the sequence."""
-    names = list(subjects)
     firsts = await asyncio.gather(*(log.first_of(name) for name in names))
     return [name for name, first in zip(names, firsts, strict=True) if first is not None and first.sequence <= sequence]
