@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from rich.console import Console
 
 from agentfield.version import __version__
-from benchmarks import cached, concurrent, contention, expiring, handlers, single, starting, together
+from benchmarks import cached, concurrent, contention, expiring, handlers, past, single, starting, together
 from benchmarks.report import Table
 from benchmarks.surroundings import Surroundings, surroundings
 
@@ -34,6 +34,8 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "handled": handlers.handled,
     "increments": contention.increments,
     "expiring": expiring.expiring,
+    "as_of": past.as_of,
+    "history": past.history,
     "import": starting.importing,
     "up": starting.up,
     "idle": starting.idle,

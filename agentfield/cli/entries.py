@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 
 import click
 
 from agentfield.cli.connecting import connected, remembering
 from agentfield.cli.invocation import Command, Invocation, command
 from agentfield.cli.kinds import DURATION, value_of
-from agentfield.cli.output import age, shortened, size
+from agentfield.cli.output import Output, age, shortened, size
 from agentfield.cli.scopes import choices, named, scope_options, to_read, to_write
 from agentfield.cli.waiting import wait
 from agentfield.codec import Record, check_ttl, decode_entry, reference_of
@@ -24,6 +24,8 @@ from agentfield.event import Entry
 from agentfield.fabric.fabric import Fabric
 from agentfield.key import check_key
 from agentfield.memory.addressing import AnyScope
+from agentfield.memory.moment import Instant
+from agentfield.memory.past import whole
 from agentfield.memory.resolving import Resolver
 from agentfield.memory.state import live_entries
 from agentfield.naming import shown
@@ -51,13 +53,9 @@ def get_command(invocation: Invocation, key: str, scope: AnyScope | None) -> Non
 
     async def get() -> Entry:
         async with connected(invocation) as fabric:
-            return _only(key, await _entries(fabric, Pattern.parse(key), to_read(scope)), scope)
+            return only(key, await entries_of(fabric, Pattern.parse(key), to_read(scope)), scope)
 
-    entry = wait(get())
-    if invocation.json:
-        invocation.output.object(entry.model_dump(mode="json"))
-    else:
-        invocation.output.value(entry.value)
+    show(wait(get()), invocation.output)
 
 
 class _WithNumbers(Command):
@@ -135,7 +133,7 @@ def delete_command(invocation: Invocation, key: str, if_revision: int | None, sc
             if await memory.delete(key, target.kind, target.id, if_revision=if_revision):
                 return
         async with connected(invocation) as fabric:
-            others = await _entries(fabric, Pattern.parse(key), to_read(None)) if scope is None else []
+            others = await entries_of(fabric, Pattern.parse(key), to_read(None)) if scope is None else []
             raise NotFoundError(f"there is no {shown(key)} in {named(target)}{_elsewhere(others)}")
 
     wait(delete())
@@ -156,29 +154,42 @@ def ls_command(invocation: Invocation, pattern: str, scope: AnyScope | None) -> 
     """
     parsed = Pattern.parse(pattern)
 
-    output = invocation.output
-
     async def listed() -> None:
         async with connected(invocation) as fabric:
-            if invocation.json:
-                for entry in sorted(await _entries(fabric, parsed, to_read(scope)), key=_order):
-                    output.object(entry.model_dump(mode="json"))
-                return
-            records = live_entries(fabric, [parsed], to_read(scope))
-            rows = sorted([_row(fabric, record) async for record in records])
-            if rows:
-                output.table(_COLUMNS, rows, right=("revision", "age"), shrink="value")
-            else:
-                output.note(f"no entry matches {shown(pattern)}")
+            await show_all(fabric, parsed, to_read(scope), invocation.output)
 
     wait(listed())
+
+
+def show(entry: Entry, output: Output) -> None:
+    """Print one entry: its value for people, all of it for programs."""
+    if output.as_json:
+        output.object(entry.model_dump(mode="json"))
+    else:
+        output.value(entry.value)
+
+
+async def show_all(
+    fabric: Fabric, pattern: Pattern, scopes: Sequence[AnyScope], output: Output, at: Instant | None = None
+) -> None:
+    """Print the entries there are, or were at an instant."""
+    if output.as_json:
+        for entry in sorted(await entries_of(fabric, pattern, scopes, at), key=_order):
+            output.object(entry.model_dump(mode="json"))
+        return
+    now = fabric.log.now() if at is None else at.nanoseconds
+    rows = sorted([_row(fabric, record, now) async for record in _records(fabric, pattern, scopes, at)])
+    if rows:
+        output.table(_COLUMNS, rows, right=("revision", "age"), shrink="value")
+    else:
+        output.note(f"no entry {'matches' if at is None else 'matched'} {shown(pattern.text)}")
 
 
 def _order(entry: Entry) -> tuple[str, str, str]:
     return entry.scope, entry.scope_id, entry.key
 
 
-def _row(fabric: Fabric, record: Record) -> tuple[str, ...]:
+def _row(fabric: Fabric, record: Record, now: int) -> tuple[str, ...]:
     """A line of the list. A value that is so large that it lies in an object is not fetched for it."""
     reference = reference_of(record)
     entry = decode_entry(record if reference is None else record._replace(content=b"null"), fabric.subjects)
@@ -188,26 +199,36 @@ def _row(fabric: Fabric, record: Record) -> tuple[str, ...]:
         entry.key,
         shortened(entry.value) if reference is None else f"({size(reference.size)})",
         str(entry.revision),
-        age((fabric.log.now() - record.timestamp) / 1e9),
+        age((now - record.timestamp) / 1e9),
         entry.writer.agent or "-",
     )
 
 
-async def _entries(fabric: Fabric, pattern: Pattern, scopes: Sequence[AnyScope]) -> list[Entry]:
+def _records(fabric: Fabric, pattern: Pattern, scopes: Sequence[AnyScope], at: Instant | None) -> AsyncIterator[Record]:
+    records = live_entries(fabric, [pattern], scopes, at=at)
+    return records if at is None else whole(fabric, records, at)
+
+
+async def entries_of(
+    fabric: Fabric, pattern: Pattern, scopes: Sequence[AnyScope], at: Instant | None = None
+) -> list[Entry]:
+    """The entries there are, or were at an instant."""
     resolver = Resolver(fabric)
-    return [await resolver.entry(record) async for record in live_entries(fabric, [pattern], scopes)]
+    return [await resolver.entry(record) async for record in _records(fabric, pattern, scopes, at)]
 
 
-def _only(key: str, entries: Sequence[Entry], scope: AnyScope | None) -> Entry:
+def only(key: str, entries: Sequence[Entry], scope: AnyScope | None, *, then: bool = False) -> Entry:
+    """The one entry of a key. Raises NotFoundError if there is none, InvalidInputError if the scope is left open."""
     if len(entries) == 1:
         return entries[0]
     if entries:
+        verb = "was" if then else "is"
         raise InvalidInputError(
-            f"{shown(key)} is in {len(entries)} scopes: choose one with {choices(_scopes(entries))}"
+            f"{shown(key)} {verb} in {len(entries)} scopes: choose one with {choices(_scopes(entries))}"
         )
     kind, id = scope or (None, None)
     where = "any scope" if kind is None else f"any {kind}" if id is None else named(Scope(kind, id))
-    raise NotFoundError(f"there is no {shown(key)} in {where}")
+    raise NotFoundError(f"there {'was then' if then else 'is'} no {shown(key)} in {where}")
 
 
 def _scopes(entries: Sequence[Entry]) -> list[Scope]:

@@ -22,7 +22,7 @@ from agentfield.event import Event
 from agentfield.fabric.consuming import Start
 from agentfield.fabric.fabric import Fabric
 from agentfield.memory.addressing import AnyScope
-from agentfield.memory.history import bounds, events_between, first, newest_first
+from agentfield.memory.history import check_writer, events_between, extent
 from agentfield.memory.watch import CaughtUp, watching
 from agentfield.naming import shown
 from agentfield.pattern import Pattern
@@ -37,6 +37,7 @@ _SHOWN_VALUE = 200
 @click.option("--until", type=POINT, metavar="POINT", help="Up to before this time or age, or up to this revision.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Stop after so many events.")
 @click.option("--reverse", is_flag=True, help="The newest first.")
+@click.option("--writer", metavar="NAME_OR_ID", help="Only what this agent, or this execution, wrote.")
 @scope_options
 def history_command(
     invocation: Invocation,
@@ -45,6 +46,7 @@ def history_command(
     until: Point | None,
     limit: int | None,
     reverse: bool,
+    writer: str | None,
     scope: AnyScope | None,
 ) -> None:
     """Show what happened to a key, or to every key of a pattern.
@@ -52,22 +54,25 @@ def history_command(
     One event a line, the newest last. Without a scope: in every scope there is.
     """
     parsed = Pattern.parse(pattern)
+    check_writer(writer)
     output = invocation.output
 
     async def show() -> int:
         count = 0
         async with connected(invocation) as fabric:
-            start, stop = await bounds(fabric, _resolved(since, fabric), _resolved(until, fabric))
-            events = events_between(fabric, [parsed], to_read(scope), start=start, stop=stop)
-            async for event in newest_first(events, limit) if reverse else first(events, limit):
+            part = await extent(fabric, _resolved(since, fabric), _resolved(until, fabric))
+            async for event in events_between(
+                fabric, [parsed], to_read(scope), part, reverse=reverse, limit=limit, writer=writer
+            ):
                 _print_event(event, output)
                 count += 1
         return count
 
     if wait(show()) == 0:
-        if parsed.is_literal and since is None and until is None:
+        if parsed.is_literal and since is None and until is None and writer is None:
             raise NotFoundError(f"nothing has ever happened to {shown(pattern)} there")
-        output.note(f"no event of {shown(pattern)} in that time")
+        by = "" if writer is None else f" by {shown(writer)}"
+        output.note(f"no event of {shown(pattern)}{by} in that time")
 
 
 @command("tail")

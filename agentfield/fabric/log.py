@@ -51,14 +51,16 @@ EXPECTED_ON = "Nats-Expected-Last-Subject-Sequence-Subject"
 """The expectation is on this literal subject instead of the event's own; with a wildcard it would be unsafe."""
 MULTI_LAST_LIMIT = 1024
 """Subjects that one multi-get may answer (the server says 413 above)."""
-_CHUNK = 1000
+CHUNK = 1000
+"""Literal subjects that one multi-get is asked for."""
 _COMPLETE, _NOTHING, _TOO_MANY = 204, 404, 413
 """The statuses with which a multi-get ends. The second is also said when a message that is there cannot be read."""
 _NO_RESULTS = "No Results"
 BATCHES_AT_ONCE = 8
 """Atomic batches of this process on their way at once; more wait their turn. A stream takes 50 from all clients
 together (error 10210), and one refused in its middle costs as much as one that is stored."""
-_PAGE = 512
+_PAGE = MULTI_LAST_LIMIT
+"""Each page costs the server the whole search again."""
 _PAGE_BYTES = 16 * 1024 * 1024
 _FEW = 8
 """Up to this many subjects are cheaper as single leader gets in flight together than as a proven multi-get."""
@@ -67,6 +69,9 @@ _HEADER_ROOM = 1024
 _HEADERS_AT_MOST = 65_535 + _HEADER_ROOM
 """Bytes that the headers of a message can have at all; the server refuses more by another rule."""
 
+
+_EARLIEST, _LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
+"""The server counts nanoseconds in 64 bits: times far beyond what a log can hold would wrap around."""
 
 _BARRIER = '{"v":1,"type":"set"}'
 
@@ -134,6 +139,10 @@ class Log:
     def now(self) -> int:
         """The server's time in nanoseconds since the epoch, to about half a round trip, whatever our clock says."""
         return self._clock.now(asyncio.get_running_loop().time())
+
+    def now_at_most(self) -> int:
+        """A time that the server has surely not passed."""
+        return self._clock.latest(asyncio.get_running_loop().time())
 
     def now_at_least(self) -> int:
         """A time that the server has surely reached: for what must not happen too early."""
@@ -298,8 +307,8 @@ class Log:
         elif len(subjects) <= _FEW and floor is None:
             return list(await asyncio.gather(*(self._leader_get({"last_by_subj": subject}) for subject in subjects)))
         found: dict[str, Record] = {}
-        for start in range(0, len(subjects), _CHUNK):
-            chunk = list(subjects[start : start + _CHUNK])
+        for start in range(0, len(subjects), CHUNK):
+            chunk = list(subjects[start : start + CHUNK])
             if floor:
                 chunk.append(self._barrier)  # where it exists, an answer without any other match still proves itself
             page = await self._multi_last(chunk, floor=floor)
@@ -328,8 +337,8 @@ class Log:
                 seen[record.subject] = None
         if not streaming:  # the replica that answered may have been behind: it only said which subjects there are
             subjects = list(seen)
-            for start in range(0, len(subjects), _CHUNK):
-                for record in await self._multi_last(subjects[start : start + _CHUNK]) or ():
+            for start in range(0, len(subjects), CHUNK):
+                for record in await self._multi_last(subjects[start : start + CHUNK]) or ():
                     yield record
 
     async def last_of_each(self, filters: Sequence[str]) -> AsyncGenerator[Record, None]:
@@ -365,6 +374,10 @@ class Log:
         """The event with this sequence."""
         return await self._leader_get({"seq": sequence})
 
+    async def first_of(self, subject_filter: str) -> Record | None:
+        """The first event that is left on any subject that the filter matches, as the leader knows it."""
+        return await self._leader_get({"seq": 1, "next_by_subj": subject_filter})
+
     async def last_of(self, subject_filter: str) -> Record | None:
         """The last event on any subject that the filter matches, as the leader knows it."""
         return await self._leader_get({"last_by_subj": subject_filter})
@@ -372,7 +385,7 @@ class Log:
     async def sequence_at(self, moment: datetime) -> int:
         """The sequence of the first event stored at or after a moment; one past the last if there is none yet."""
         last = int((await self.state())["last_seq"])  # before looking: what comes later must not be passed over
-        start = moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
+        start = min(max(moment.astimezone(UTC), _EARLIEST), _LATEST).isoformat().replace("+00:00", "Z")
         record = await self._leader_get({"start_time": start, "next_by_subj": ">"})
         return record.sequence if record is not None else last + 1
 
@@ -436,7 +449,8 @@ class Log:
             if page.status == _TOO_MANY or (page.status == _COMPLETE and page.up_to >= floor and page.records):
                 return page
             nothing = page.status == _NOTHING and not start  # a later page was promised something
-            if nothing and (floor == 0 or await self._nothing_matches(filters, floor, up_to)):
+            alone = floor == 0 or self.replicas == 1
+            if nothing and (alone or await self._nothing_matches(filters, floor, up_to)):
                 return page
             pause = backoff(attempt)
             attempt += 1
@@ -449,11 +463,8 @@ class Log:
 
     async def _nothing_matches(self, filters: Sequence[str], floor: int, up_to: int | None) -> bool:
         """Whether "no results" is the truth, and not a replica that has not reached ``floor`` yet: ask the leader."""
-        for subject in filters:
-            record = await self._leader_get({"next_by_subj": subject, "seq": 1})
-            if record is not None and (up_to is None or record.sequence <= up_to):
-                return False
-        return True
+        firsts = await asyncio.gather(*(self.first_of(subject) for subject in filters))
+        return all(record is None or (up_to is not None and record.sequence > up_to) for record in firsts)
 
     async def _page(self, filters: Sequence[str], up_to: int | None, start: int) -> _Page:
         body: dict[str, Any] = {"multi_last": list(filters), "batch": _PAGE, "max_bytes": _PAGE_BYTES}

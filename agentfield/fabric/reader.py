@@ -93,6 +93,11 @@ class Reader:
         self.heard = 0.0
         """When the server last said anything, by the loop's clock."""
 
+    @property
+    def pending(self) -> int:
+        """How many matching events the stream held beyond the last one given, as far as is known."""
+        return self._pending
+
     async def __aenter__(self) -> Self:
         self._subscription = await self._connection.listen(f"{self._inbox}.*", self._on_message)
         self._forget_listener = self._connection.on_state(self._on_state)

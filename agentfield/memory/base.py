@@ -1,29 +1,23 @@
-"""What every part of memory stands on: the way to the fabric, who is calling, and the views of one scope."""
+"""What every part of the present's memory stands on: who writes, what has been seen, and what its views share."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from typing import Self
 
 from agentfield import execution
 from agentfield.effects import Effects
-from agentfield.errors import InvalidInputError
 from agentfield.event import Writer
 from agentfield.execution import Execution, Seen
-from agentfield.fabric.fabric import Fabric
-from agentfield.memory.addressing import AnyScope, Place
+from agentfield.memory.addressing import Place
 from agentfield.memory.cache import NearCaches
 from agentfield.memory.lifetime import Lifetimes
 from agentfield.memory.registration import Registration
-from agentfield.memory.resolving import Resolver
+from agentfield.memory.scoped import FabricSource, Scoped
 from agentfield.schema import Schemas
-from agentfield.scope import Scope, ScopeKind
-
-FabricSource = Callable[[], Awaitable[Fabric]]
-"""Gives the open fabric, connecting on first use; raises when it cannot."""
+from agentfield.scope import ScopeKind
 
 
-class Base:
+class Base(Scoped):
     """Identity, surroundings and views; the operations are in the classes built on this one."""
 
     def __init__(
@@ -35,68 +29,24 @@ class Base:
         lifetimes: Lifetimes | None = None,
         seen: Seen | None = None,
     ) -> None:
-        self._fabric = fabric
-        self._agent = agent
-        self._actor_id = actor_id
+        super().__init__(fabric, Schemas(), agent=agent, actor_id=actor_id)
         self._lifetimes = lifetimes or Lifetimes()
-        self._bound: AnyScope | None = None
         self._last_here: tuple[Execution | None, tuple[Place, Seen]] | None = None
         self._last_writer: tuple[Execution | None, Writer] | None = None
         self._outside = Seen() if seen is None else seen
         self._near = NearCaches()
         self.registrations: list[Registration] = []
         """The handlers declared on this memory and its views, for the agent to serve."""
-        self.schemas = Schemas()
-        """The models that keys are bound to on this memory and its views."""
-
-    def __repr__(self) -> str:
-        where = "" if self._bound is None else f" bound to {self._bound[0]}:{self._bound[1] or 'the current one'}"
-        return f"<Memory of {self._agent or 'no agent'}{where}>"
-
-    def workflow(self, id: str | None = None) -> Self:
-        """This memory, bound to one workflow; without an id, to the one running when an operation is called."""
-        return self._view("workflow", id)
-
-    def session(self, id: str | None = None) -> Self:
-        """This memory, bound to one session; without an id, to the current one."""
-        return self._view("session", id)
-
-    def actor(self, id: str | None = None) -> Self:
-        """This memory, bound to one actor's private scope; without an id, to the agent's own."""
-        return self._view("actor", id)
-
-    @property
-    def global_scope(self) -> Self:
-        """This memory, bound to the global scope."""
-        return self._view("global", None)
 
     def _view(self, kind: ScopeKind, id: str | None) -> Self:
-        if self._bound is not None and self._bound[0] != kind:
-            raise InvalidInputError(
-                f"this view is bound to the {self._bound[0]} scope: make the view from the memory itself"
-            )
-        if id is not None:
-            Scope.of(kind, id)
-        view = type(self)(
-            self._fabric,
-            agent=self._agent,
-            actor_id=self._actor_id,
-            lifetimes=self._lifetimes,
-            seen=self._outside,
-        )
-        view._bound = (kind, id)
-        view._near = self._near
-        view.registrations = self.registrations
-        view.schemas = self.schemas
+        view = super()._view(kind, id)
+        view._last_here = None
         return view
 
     @property
     def seen(self) -> Seen:
         """How far the running execution has seen the log; outside any, how far this memory has."""
         return self._here()[1]
-
-    def _resolver(self, fabric: Fabric) -> Resolver:
-        return Resolver(fabric, self.schemas)
 
     def _place(self) -> Place:
         return self._here()[0]
@@ -107,10 +57,7 @@ class Base:
         last = self._last_here
         if last is not None and last[0] is running:
             return last[1]
-        if running is None:
-            here = Place(None, None, self._actor_id, self._bound), self._outside
-        else:
-            here = Place(running.workflow_id, running.session_id, self._actor_id, self._bound), running.seen
+        here = super()._place(), self._outside if running is None else running.seen
         self._last_here = running, here
         return here
 

@@ -12,7 +12,8 @@ from agentfield.event import Event
 from agentfield.fabric.consuming import Start
 from agentfield.memory.addressing import Place, event_scopes
 from agentfield.memory.base import Base
-from agentfield.memory.history import bounds, check_point, events_between, first, newest_first
+from agentfield.memory.history import check_writer, events_between, extent
+from agentfield.memory.moment import check_point
 from agentfield.memory.registration import Delivery, registration
 from agentfield.memory.watch import CaughtUp, watching
 from agentfield.pattern import Pattern
@@ -100,23 +101,31 @@ class Events(Base):
         until: datetime | int | None = None,
         reverse: bool = False,
         limit: int | None = None,
+        writer: str | None = None,
     ) -> AsyncIterator[Event]:
         """The events of a key, or of every key that matches a pattern, oldest first; newest first with ``reverse``.
 
         Without a scope: of every workflow, session, the global scope, and the own actor. ``since`` and ``until`` are
-        revisions (both included) or aware datetimes (``until`` excluded). ``limit`` ends after so many events.
+        revisions (both included) or aware datetimes (``until`` excluded). ``limit`` ends after so many events: a next
+        page begins with ``since=`` the last revision plus one (with ``reverse``: ``until=`` it minus one). ``writer``
+        leaves those by one agent (its name) or one execution (its id). Whichever way, a part of them is in memory.
+
+        Raises :class:`HistoryTruncatedError` if the log no longer holds what ``since`` asks for, or loses it meanwhile;
+        without ``since``, it begins with what is left.
         """
         if limit is not None and limit < 1:
             raise InvalidInputError(f"limit={limit}: at least 1, or leave it out")
+        check_writer(writer)
         for point, name in ((since, "since"), (until, "until")):
             if point is not None:
                 check_point(point, name)
         patterns = [Pattern.parse(pattern)]
         scopes = event_scopes(self._place(), scope, scope_id)
         fabric = await self._fabric()
-        start, stop = await bounds(fabric, since, until)
-        events = events_between(fabric, patterns, scopes, start=start, stop=stop, schemas=self.schemas)
-        async for event in newest_first(events, limit) if reverse else first(events, limit):
+        part = await extent(fabric, since, until)
+        async for event in events_between(
+            fabric, patterns, scopes, part, reverse=reverse, limit=limit, writer=writer, schemas=self.schemas
+        ):
             yield event
 
     async def watch(

@@ -1,48 +1,147 @@
-"""Events of the past and of now: history, and watching.
+"""Events of the past: slices of the log, forward and backward.
 
 Owns: turning a slice of the log, or its live end, into events with their previous data. Must not know: how the log is
-read. Invariant: events come in the order of the log, each with what its key held just before it.
+read. Invariants: events come in the order of the log, or in exactly the opposite one, each with what its key held just
+before it; however long the slice is, only a part of it is in memory; what the log has lost is an error, not a gap.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
 from datetime import datetime
+from typing import NamedTuple
 
-from agentfield.codec import Record
-from agentfield.errors import InvalidInputError
+from agentfield.codec import Record, decode_outline
+from agentfield.errors import DecodeError, HistoryTruncatedError, InvalidInputError
 from agentfield.event import Event
+from agentfield.fabric.backwards import backwards, in_blocks
 from agentfield.fabric.fabric import Fabric
 from agentfield.memory.addressing import AnyScope
+from agentfield.memory.moment import check_point
 from agentfield.memory.previous import PreviousTable
 from agentfield.memory.resolving import Resolver
 from agentfield.pattern import Pattern
 from agentfield.schema import Schemas
+
+_BLOCK = 500
+"""Events whose previous ones are looked up together."""
+
+
+class Slice(NamedTuple):
+    """A part of the log: its first and last sequence, both included. Empty if the second is smaller."""
+
+    start: int
+    stop: int
 
 
 async def events_between(
     fabric: Fabric,
     patterns: Sequence[Pattern],
     scopes: Sequence[AnyScope],
+    part: Slice,
     *,
-    start: int,
-    stop: int,
+    reverse: bool = False,
+    limit: int | None = None,
+    writer: str | None = None,
     schemas: Schemas | None = None,
 ) -> AsyncIterator[Event]:
-    """The matching events with sequences from ``start`` to ``stop``, oldest first."""
-    if start > stop:
+    """The matching events of a slice, oldest first, or newest first with ``reverse``; at most ``limit``.
+
+    ``writer``: only those by an agent of that name, or by the execution with that id. Raises HistoryTruncatedError if
+    the log loses the slice's beginning meanwhile.
+    """
+    if part.start > part.stop:
         return
     resolver = Resolver(fabric, schemas)
+    pairs = (_backward if reverse else _forward)(fabric, patterns, scopes, part, limit or _BLOCK)
+    count = 0
+    async with aclosing(pairs):  # type: ignore[type-var]
+        async for record, previous in pairs:
+            if not matching(fabric, patterns, record) or not (writer is None or _by(fabric, record, writer)):
+                continue
+            yield await resolver.event(record, previous)
+            count += 1
+            if count == limit:
+                break
+    await _check_start(fabric, part.start)
+
+
+async def _forward(
+    fabric: Fabric, patterns: Sequence[Pattern], scopes: Sequence[AnyScope], part: Slice, few: int
+) -> AsyncIterator[tuple[Record, Record | None]]:
     filters = fabric.subjects.filters(patterns, scopes)
     table = PreviousTable(fabric.log, filters)
-    if start > 1:
-        await table.fill(start - 1)
-    else:
+    if part.start <= 1:
         table.complete = True
-    async for record in fabric.log.read(filters, start=start, stop=stop):
-        if matching(fabric, patterns, record):
-            yield await event_of(resolver, table, record)
+        async for record in fabric.log.read(filters, start=part.start, stop=part.stop):
+            yield record, await _next(table, record)
+        return
+    async for block in in_blocks(fabric.log.read(filters, start=part.start, stop=part.stop), min(few, _BLOCK)):
+        await table.learn([record.subject for record in block], block[0].sequence - 1)
+        for record in block:
+            yield record, await _next(table, record)
+
+
+async def _backward(
+    fabric: Fabric, patterns: Sequence[Pattern], scopes: Sequence[AnyScope], part: Slice, few: int
+) -> AsyncIterator[tuple[Record, Record | None]]:
+    filters = fabric.subjects.filters(patterns, scopes)
+    async for block in backwards(fabric.log, filters, start=part.start, stop=part.stop, few=few):
+        table = PreviousTable(fabric.log, filters)
+        await table.learn([record.subject for record in block], block[0].sequence - 1)
+        pairs = [(record, await _next(table, record)) for record in block]
+        while pairs:
+            yield pairs.pop()
+
+
+async def _next(table: PreviousTable, record: Record) -> Record | None:
+    """What the record's key held before it; the table moves on."""
+    previous = await table.of(record)
+    table.advance(record)
+    return previous
+
+
+def check_writer(writer: str | None) -> None:
+    """Raises InvalidInputError for what can be nobody's name or id."""
+    if writer == "":
+        raise InvalidInputError("writer='': the name of an agent, or the id of an execution, or leave it out")
+
+
+def _by(fabric: Fabric, record: Record, writer: str) -> bool:
+    try:
+        found = decode_outline(record, fabric.subjects).writer
+    except DecodeError:  # nobody of ours wrote it
+        return False
+    return writer in (found.agent, found.execution_id)
+
+
+async def extent(fabric: Fabric, since: datetime | int | None, until: datetime | int | None) -> Slice:
+    """The slice between two points: revisions are part of it, a time only if it is where it begins.
+
+    Without a beginning, it begins with the first event that is left. Raises HistoryTruncatedError if the log no longer
+    holds the beginning that was asked for.
+    """
+    start, stop = await bounds(fabric, since, until)
+    first = await _first(fabric)
+    if since is None:
+        start = max(start, first)
+    elif isinstance(since, datetime) and start == first > 1:
+        # The event before it is gone, and nobody knows on which side of that time it was.
+        raise HistoryTruncatedError(requested=first - 1, first_available=first)
+    elif start < first and first > 1:
+        raise HistoryTruncatedError(requested=max(1, start), first_available=first)
+    return Slice(start, stop)
+
+
+async def _check_start(fabric: Fabric, start: int) -> None:
+    first = await _first(fabric)
+    if start < first and first > 1:
+        raise HistoryTruncatedError(requested=max(1, start), first_available=first)
+
+
+async def _first(fabric: Fabric) -> int:
+    return int((await fabric.log.state())["first_seq"])
 
 
 async def bounds(fabric: Fabric, since: datetime | int | None, until: datetime | int | None) -> tuple[int, int]:
@@ -56,36 +155,9 @@ async def bounds(fabric: Fabric, since: datetime | int | None, until: datetime |
     return start, min(stop, last)
 
 
-def check_point(point: object, name: str) -> None:
-    """Raises InvalidInputError unless this is a point in the log: an aware datetime, or a revision."""
-    if isinstance(point, datetime) and point.tzinfo is None:
-        raise InvalidInputError(f"{name}={point!r} has no time zone: use an aware datetime, e.g. datetime.now(UTC)")
-    if not isinstance(point, datetime) and (type(point) is not int or point < 0):
-        raise InvalidInputError(f"{name}={point!r}: an aware datetime, or a revision")
-
-
 async def _sequence(fabric: Fabric, point: datetime | int, name: str) -> int:
     check_point(point, name)
     return await fabric.log.sequence_at(point) if isinstance(point, datetime) else point
-
-
-async def first(events: AsyncIterator[Event], limit: int | None) -> AsyncIterator[Event]:
-    """The first ``limit`` events, in their order."""
-    count = 0
-    async for event in events:
-        yield event
-        count += 1
-        if count == limit:
-            return
-
-
-async def newest_first(events: AsyncIterator[Event], limit: int | None) -> AsyncIterator[Event]:
-    """The last ``limit`` events, the newest first."""
-    kept: deque[Event] = deque(maxlen=limit)
-    async for event in events:
-        kept.append(event)
-    while kept:
-        yield kept.pop()
 
 
 async def event_of(resolver: Resolver, table: PreviousTable, record: Record) -> Event:

@@ -9,10 +9,11 @@ Invariant: for events given in the order of the log, :meth:`of` answers with the
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 
 from agentfield.codec import EVENT_HEADER, OPERATION, Record, is_delete, needed_to_decode
+from agentfield.fabric.asof import last_as_of
 from agentfield.fabric.log import Log
 
 MAX_KEYS = 20_000
@@ -38,13 +39,30 @@ class PreviousTable:
         self._max_bytes = max_bytes
         self._table: OrderedDict[str, Record] = OrderedDict()
         self._unknown: set[str] = set()
+        self._absent: set[str] = set()
         self._bytes = 0
         self.complete = False
+
+    async def learn(self, subjects: Iterable[str], floor: int) -> None:
+        """Take in what the last events of these subjects (at most a thousand) were as of sequence ``floor``.
+
+        For a table that was not filled, before the events of a block are gone through: ``floor`` lies before the first
+        one, and after all that were given before. What is known already is not asked for.
+        """
+        wanted = {each for each in subjects if each not in self._table}
+        if self.complete or not wanted:
+            return
+        self._absent = wanted.copy()
+        for record in await last_as_of(self._log, sorted(wanted), floor):
+            if record is not None and _is_ours(record):
+                self._absent.discard(record.subject)
+                self._keep(record)
 
     async def fill(self, floor: int) -> None:
         """Take in the state as of sequence ``floor``, after which the subscription begins (again)."""
         self._table.clear()
         self._unknown.clear()
+        self._absent.clear()
         self._bytes = 0
         self.complete = True
         records = await self._log.as_of(self._filters, floor)
@@ -66,7 +84,7 @@ class PreviousTable:
         """The event of the same key just before ``record``, which must be newer than any given before of that key."""
         previous = self._table.get(record.subject)
         if previous is None:
-            if self.complete and record.subject not in self._unknown:
+            if record.subject in self._absent or (self.complete and record.subject not in self._unknown):
                 return None
             return await self._log.before(record)
         return previous if previous.headers is not _ELSEWHERE else await self._log.at(previous.sequence)
@@ -74,6 +92,7 @@ class PreviousTable:
     def advance(self, record: Record) -> None:
         """``record`` is now its key's last event."""
         self._unknown.discard(record.subject)
+        self._absent.discard(record.subject)
         self._keep(record)
 
     def _forget(self, subject: str) -> None:

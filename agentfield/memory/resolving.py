@@ -44,6 +44,11 @@ class Resolver:
                 return decode_data(record, subjects, schemas)
         return validate_as(decode_data(record, subjects), as_type)
 
+    async def content(self, record: Record) -> bytes:
+        """The JSON of the value a record sets, as it was written."""
+        whole = await self._whole(record)
+        return whole.payload if whole.content is None else bytes(whole.content)
+
     async def entry(self, record: Record) -> Entry:
         """The entry of a record that sets a value."""
         return decode_entry(await self._whole(record), self._fabric.subjects, schemas=self._schemas)

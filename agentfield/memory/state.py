@@ -1,4 +1,4 @@
-"""Current state over patterns and scopes: the last events of many keys, without those that are gone.
+"""State over patterns and scopes, now or then: the last events of many keys, without those that are gone.
 
 Pure selection over what the log returns; both ``Memory.items`` and tools that look at any scope use it.
 """
@@ -9,22 +9,30 @@ from collections.abc import AsyncIterator, Sequence
 
 from agentfield.codec import Record, expires_at_ns, is_delete, reference_of
 from agentfield.errors import DecodeError
+from agentfield.fabric.asof import as_of
 from agentfield.fabric.fabric import Fabric
 from agentfield.memory.addressing import AnyScope
+from agentfield.memory.moment import Instant
 from agentfield.pattern import Pattern
 from agentfield.scope import RESOLUTION
 
 
 async def live_entries(
-    fabric: Fabric, patterns: Sequence[Pattern], scopes: Sequence[AnyScope], *, merge: bool = False
+    fabric: Fabric,
+    patterns: Sequence[Pattern],
+    scopes: Sequence[AnyScope],
+    *,
+    merge: bool = False,
+    at: Instant | None = None,
 ) -> AsyncIterator[Record]:
-    """The record of every live key that matches, in the order of the log.
+    """The record of every live key that matches, in the order of the log; as of an instant, or now.
 
     With ``merge``, a key that several scopes hold comes once, from the first in resolution order.
     """
-    now = fabric.log.now()
+    filters = fabric.subjects.filters(patterns, scopes)
+    now = fabric.log.now() if at is None else at.nanoseconds
     best: dict[str, tuple[int, Record]] = {}
-    async for record in fabric.log.current(fabric.subjects.filters(patterns, scopes)):
+    async for record in fabric.log.current(filters) if at is None else as_of(fabric.log, filters, at.sequence):
         scope, key = fabric.subjects.parse(record.subject)
         if not any(pattern.matches(key) for pattern in patterns) or not is_live(record, now):
             continue

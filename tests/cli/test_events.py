@@ -80,6 +80,18 @@ def test_history_is_bounded_by_revision_time_age_and_number(written: Cli) -> Non
     assert revisions("--limit", "2", "--reverse") == [5, 4]
 
 
+def test_history_is_that_of_a_writer_if_one_is_named(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "agents.py").write_text(AGENT)
+    cli.start("run", "agents.py", cwd=tmp_path).wait_line("agent triage serves")
+    assert cli("call", "triage.analyze", "ticket_id=1", "--workflow", "wf-1").code == 0
+    cli("set", "ticket_1", "calm")
+    (event,) = cli("history", "--writer", "triage", "--json").objects
+    assert (event["data"], event["writer"]["agent"]) == ("angry", "triage")
+    assert cli("history", "--writer", event["writer"]["execution_id"], "--json").objects == [event]
+    nobody = cli("history", "ticket_1", "--writer", "nobody")
+    assert (nobody.code, nobody.out, nobody.err) == (0, "", "no event of 'ticket_1' by 'nobody' in that time\n")
+
+
 def test_a_key_to_which_nothing_ever_happened_is_not_found(written: Cli) -> None:
     done = written("history", "order_9")
     assert (done.code, done.error) == (3, "nothing has ever happened to 'order_9' there")

@@ -11,10 +11,11 @@ import agentfield
 from agentfield import errors
 from agentfield.agent import agent, notes, presence, reasoner
 from agentfield.cli.root import COMMANDS
-from agentfield.fabric import call_protocol, consumer, consuming, jetstream, service
+from agentfield.fabric import batch, call_protocol, consumer, consuming, jetstream, service
 from agentfield.fabric.topology import DUPLICATE_WINDOW, NOTES_KEPT, Topology
 from agentfield.key import MAX_KEY_BYTES, MAX_TOKENS
 from agentfield.local.config import CLIENT_PORT
+from agentfield.memory import revert
 from agentfield.pattern import MAX_FILTERS
 from agentfield.reference import LARGE, LARGEST
 from agentfield.scope import MAX_SCOPE_ID_BYTES, RESOLUTION
@@ -105,6 +106,7 @@ def test_the_limits_are_those_of_the_code() -> None:
     assert f"{DUPLICATE_WINDOW.seconds // 60} minutes" in row(guarantees, "time in which a repeated write")
     assert row(guarantees, "calls that one instance").startswith(f"{service.CONCURRENT_CALLS:,};")
     assert row(guarantees, "events that one handler") == f"{consuming.WINDOW:,}"
+    assert row(guarantees, "events of a revert") == f"{batch.MAX_BATCH:,}, and {revert.BATCH_BYTES >> 20} MiB of values"
     assert row(guarantees, "notes waiting") == f"{notes.CAPACITY:,}"
 
 

@@ -1,7 +1,7 @@
 """What can never work is refused before anything is asked of a server: no connection is opened for it."""
 
 from collections.abc import Awaitable, Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -39,12 +39,20 @@ KEYED: dict[str, Callable[[Any], Awaitable[Any]]] = {
     "update": lambda key: MEMORY.update(key, lambda value: value),
     "increment": lambda key: MEMORY.increment(key),
     "set_many": lambda key: MEMORY.set_many({"fine": 1, key: 1}),
+    "get of the past": lambda key: MEMORY.as_of(1).get(key),
+    "entry of the past": lambda key: MEMORY.as_of(1).entry(key),
+    "exists in the past": lambda key: MEMORY.as_of(1).exists(key),
+    "get_many of the past": lambda key: MEMORY.as_of(1).get_many(["fine", key]),
 }
 PATTERNED: dict[str, Callable[[Any], Awaitable[Any]]] = {
     "items": lambda pattern: taken(MEMORY.items(pattern)),
     "keys": lambda pattern: taken(MEMORY.keys(pattern)),
     "history": lambda pattern: taken(MEMORY.history(pattern)),
     "watch": lambda pattern: taken(MEMORY.watch(pattern)),
+    "items of the past": lambda pattern: taken(MEMORY.as_of(1).items(pattern)),
+    "keys of the past": lambda pattern: taken(MEMORY.as_of(1).keys(pattern)),
+    "diff": lambda pattern: MEMORY.diff(pattern, 1),
+    "revert": lambda pattern: MEMORY.revert(pattern, 1, scope="global"),
 }
 
 
@@ -77,8 +85,15 @@ async def test_an_illegal_pattern(operation: str, pattern: Any) -> None:
         lambda **scope: MEMORY.set("k", 1, **scope),
         lambda **scope: MEMORY.set_many({"k": 1}, **scope),
         lambda **scope: MEMORY.delete("k", **scope),
+        lambda **scope: MEMORY.as_of(1).get("k", **scope),
+        lambda **scope: MEMORY.as_of(1).get_many(["k"], **scope),
+        lambda **scope: taken(MEMORY.as_of(1).items(**scope)),
+        lambda **scope: MEMORY.revert("k", 1, **scope),
     ],
-    ids=["get", "entry", "exists", "get_many", "items", "set", "set_many", "delete"],
+    ids=[
+        *("get", "entry", "exists", "get_many", "items", "set", "set_many", "delete"),
+        *("past get", "past get_many", "past items", "revert"),
+    ],
 )
 async def test_an_illegal_scope(operation: Any, scope: Any, scope_id: Any) -> None:
     with pytest.raises(InvalidInputError):
@@ -112,13 +127,20 @@ async def test_an_illegal_scope(operation: Any, scope: Any, scope_id: Any) -> No
         lambda: taken(MEMORY.history(since=NAIVE)),
         lambda: taken(MEMORY.history(until="yesterday")),
         lambda: taken(MEMORY.history(since=-1)),
+        lambda: taken(MEMORY.history(writer="")),
+        lambda: MEMORY.diff("k", NAIVE),
+        lambda: MEMORY.diff("k", 1, "now"),
+        lambda: MEMORY.diff("k", 1, scope="planet"),
+        lambda: MEMORY.revert("k", -1),
+        lambda: MEMORY.revert("k_*", 1),
+        lambda: MEMORY.as_of(1).get_many("keys"),
         lambda: taken(MEMORY.watch(start="yesterday")),
         lambda: taken(MEMORY.watch(start=NAIVE)),
         lambda: taken(MEMORY.watch(start=-1)),
         lambda: MEMORY.set_many(["k"]),
         lambda: MEMORY.set("k", 1, fence="lock"),
     ],
-    ids=range(29),
+    ids=range(36),
 )
 async def test_an_illegal_argument(operation: Callable[[], Awaitable[Any]]) -> None:
     with pytest.raises(InvalidInputError):
@@ -136,3 +158,9 @@ def test_a_handler_without_a_pattern_is_refused_and_not_silently_deaf() -> None:
 
     with pytest.raises(InvalidInputError, match=r"on_change without a pattern for 'react'.*@app\.memory\.on_change\("):
         MEMORY.on_change(react)
+
+
+@pytest.mark.parametrize("point", [NAIVE, -1, True, "yesterday", 1.5, None, timedelta(seconds=-1)], ids=repr)
+def test_what_is_no_point_in_the_past(point: Any) -> None:
+    with pytest.raises(InvalidInputError):
+        MEMORY.as_of(point)

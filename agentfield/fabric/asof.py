@@ -1,0 +1,122 @@
+"""The log as it was: the last event of each subject at or before a sequence, for any number of subjects.
+
+Owns: finding it at a price that does not grow with the log. The server answers that question itself, but slowly: for a
+subject that has been written since, it looks at every message before the sequence in the block of the log that holds
+it, and for one that did not exist by then, at every block from there to the first. So it is asked only for what is
+left: what has not changed since is what the present says, what was written shortly before is read off the log, and what
+began later is told by its first event. Must not know: keys, scopes, times. Invariant: each subject once, with its last
+event at or before the sequence; none that had no event by then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Container, Sequence
+
+from agentfield.codec import Record
+from agentfield.fabric.log import CHUNK, MULTI_LAST_LIMIT, Log
+
+_FEW = 8
+"""Subjects for which a look at what was written shortly before does not pay."""
+_CHEAP = 250_000
+"""Messages that the server looks at in about ten milliseconds, as long as all the rest here takes."""
+_PROBE = 1024
+"""Events of the log that are looked through first, to learn how many of them matter."""
+_WINDOW = 65_536
+"""Events of the log that are looked through at most: surely more than a block of it holds (8 MB)."""
+_LOOKS = 3
+_PER_SUBJECT = 2
+"""Events worth reading for each subject looked for: to read one takes as long as the server's search for some."""
+
+
+async def as_of(log: Log, filters: Sequence[str], sequence: int) -> AsyncIterator[Record]:
+    """The last event, at or before ``sequence``, of every subject that a filter matches, deletes included.
+
+    ``sequence`` must be one that the log has reached; 0 gives nothing. Filters must not overlap. In the order of the
+    log, except for more than a thousand subjects. Raises :class:`UnavailableError`.
+    """
+    if sequence <= 0:
+        return
+    found: list[Record] = []
+    changed: dict[str, None] = {}
+    many = False
+    async for record in log.current(filters):
+        if record.sequence <= sequence:
+            found.append(record)
+        else:
+            changed[record.subject] = None
+        many = many or len(found) + len(changed) > MULTI_LAST_LIMIT
+        if many:
+            for each in found:
+                yield each
+            found = []
+    async for record in _before(log, changed, sequence, filters):
+        if many:
+            yield record
+        else:
+            found.append(record)
+    for record in sorted(found, key=lambda each: each.sequence):
+        yield record
+
+
+async def last_as_of(log: Log, subjects: Sequence[str], sequence: int) -> list[Record | None]:
+    """The last event, at or before ``sequence``, of each of these literal subjects; None where there was none.
+
+    Otherwise as :func:`as_of`.
+    """
+    if sequence <= 0:
+        return [None] * len(subjects)
+    found: dict[str, Record] = {}
+    changed: dict[str, None] = {}
+    for record in await log.last(subjects):
+        if record is not None and record.sequence <= sequence:
+            found[record.subject] = record
+        elif record is not None:
+            changed[record.subject] = None
+    async for record in _before(log, changed, sequence, ()):
+        found[record.subject] = record
+    return [found.get(subject) for subject in subjects]
+
+
+async def _before(log: Log, wanted: dict[str, None], sequence: int, filters: Sequence[str]) -> AsyncIterator[Record]:
+    """The last events, by then, of subjects that have been written since; takes from ``wanted`` those it has found."""
+    cheap = len(wanted) * sequence <= _CHEAP
+    if filters and len(wanted) > _FEW and not cheap:
+        width = _PROBE
+        for _ in range(_LOOKS):
+            low = max(0, sequence - width)
+            found, count = await _look_through(log, wanted, filters, low + 1, sequence)
+            for record in found:
+                del wanted[record.subject]
+                yield record
+            sequence = low
+            if not wanted or not sequence or width == _WINDOW:
+                break
+            width = min(_WINDOW, max(_PROBE, _PER_SUBJECT * len(wanted) * width // max(1, count)))
+    if not sequence:
+        return
+    names = list(wanted)
+    for start in range(0, len(names), CHUNK):
+        some = names[start : start + CHUNK]
+        left = some if cheap else await _begun(log, some, sequence)
+        for record in await log.as_of(left, sequence) or () if left else ():
+            yield record
+
+
+async def _look_through(
+    log: Log, wanted: Container[str], filters: Sequence[str], start: int, stop: int
+) -> tuple[list[Record], int]:
+    """The last events of the subjects wanted in a part of the log, and how many events there were to look at."""
+    last: dict[str, Record] = {}
+    count = 0
+    async for record in log.read(filters, start=start, stop=stop):
+        count += 1
+        if record.subject in wanted:
+            last[record.subject] = record
+    return sorted(last.values(), key=lambda each: each.sequence), count
+
+
+async def _begun(log: Log, names: Sequence[str], sequence: int) -> list[str]:
+    """Those of the subjects whose first event lies at or before the sequence."""
+    firsts = await asyncio.gather(*(log.first_of(name) for name in names))
+    return [name for name, first in zip(names, firsts, strict=True) if first is not None and first.sequence <= sequence]

@@ -1,0 +1,163 @@
+"""``python -m tests.histories.record <name>``: write one of everything that can be written, and keep what it becomes.
+
+To be run when a form of event is new, under a name that is new.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import nats
+from pydantic import BaseModel
+
+from agentfield import Memory, connect, execution
+from agentfield.codec import Record, reference_of
+from agentfield.errors import DecodeError
+from agentfield.fabric.fabric import Fabric
+from agentfield.memory.expiry import ExpiryWorker
+from agentfield.memory.lifetime import Periods
+from tests.histories import files
+from tests.histories.folding import fold
+from tests.support import NatsServer, eventually
+
+NAMESPACE = "golden"
+VALUES = [None, True, 0, -1.5, 2**64 - 1, "", "ü ✓ \x00 \u2028", [], {}, [1, [2, {"a": None}]], {"ключ": {"b": [1.0]}}]
+ODD_KEYS = ["_", "a__b_", "=", "a.b c", "日本_語", "_".join("abcdefghijklmnopqrst"), "$KV", "x" * 100]
+
+
+class Ticket(BaseModel):
+    """The first version of what a ticket is."""
+
+    id: int
+    mood: str
+
+
+class TicketWithUrgency(BaseModel):
+    """The second one."""
+
+    id: int
+    mood: str
+    urgent: bool
+
+
+def urgent_if_angry(data: dict[str, Any]) -> dict[str, Any]:
+    """Lift a ticket of the first version to the second."""
+    return {**data, "urgent": data["mood"] == "angry"}
+
+
+def main() -> None:
+    """Record a history under a new name."""
+    parser = argparse.ArgumentParser(prog="python -m tests.histories.record", description=__doc__)
+    parser.add_argument("name")
+    name = parser.parse_args().name
+    with tempfile.TemporaryDirectory() as directory:
+        server = NatsServer.started(Path(directory))
+        try:
+            asyncio.run(_record(name, server.url))
+        finally:
+            server.dispose()
+
+
+async def _record(name: str, url: str) -> None:
+    async with connect(url, namespace=NAMESPACE, actor_id="triage", name="recorder") as memory:
+        fabric = await memory._fabric()
+        await _write(memory, fabric)
+        await _write_with_schemas(memory, url)
+        await _write_what_is_not_ours(url)
+        records = [await _whole(fabric, record) async for record in fabric.log.read([])]
+    at = records[-1].timestamp
+    events, state = fold(records, NAMESPACE, at)
+    files.write(name, records, {"namespace": NAMESPACE, "events": events, "at": at, "state": state})
+
+
+async def _whole(fabric: Fabric, record: Record) -> Record:
+    """The message with the object beside it that it refers to."""
+    try:
+        reference = reference_of(record)
+    except DecodeError:
+        return record
+    return record if reference is None else record._replace(content=await fabric.objects.get(reference))
+
+
+async def _write(memory: Memory, fabric: Fabric) -> None:
+    for number, value in enumerate(VALUES):
+        await memory.set(f"value_{number}", value)
+    await memory.set_many(dict.fromkeys(ODD_KEYS, "odd"))
+    running = execution.root("triage", "triage", workflow_id="wf 1.ü", session_id="user_42")
+    token = execution.current.set(running)
+    try:
+        await memory.set("order_42_status", "new")
+        first = [event async for event in memory.history("order_42_status")]
+    finally:
+        execution.current.reset(token)
+    caused = execution.root(
+        "shipping", "shipping", workflow_id="wf 1.ü", session_id="user_42", cause=first[0].id, trace=running.trace
+    )
+    token = execution.current.set(caused)
+    try:
+        await memory.set("order_42_status", {"status": "paid"})
+        await memory.session().set("cart", ["tea"])
+        await memory.actor("shipping").set("queue", 1)
+        await memory.delete("order_42_status")
+        await memory.create("order_42_status", "again")
+        await memory.increment("orders")
+        await memory.increment("orders")
+    finally:
+        execution.current.reset(token)
+    async with memory.transaction() as tx:
+        seen = [await tx.get(key) for key in ("value_1", "value_2", "nothing")]
+        tx.set("sum", len(seen))
+        tx.delete("value_0")
+    async with memory.lock("reindex") as lock:
+        await memory.set("index", "fresh", fence=lock)
+    await memory.set("large", {"text": "lorem " * 60_000})
+    await memory.set("in_an_hour", 1, ttl=3600.5)
+    async with ExpiryWorker(fabric, Periods(None, None)):
+        await memory.set("soon", 1, ttl=0.1)
+
+        async def said() -> bool:
+            return [event.reason async for event in memory.history("soon")] == [None, "expired"]
+
+        await eventually(said)
+    await memory.set("unsaid", 1, ttl=0.1)
+    await asyncio.sleep(0.2)
+    basket = memory.session("basket")
+    then = await basket.set_many({"item_1": "tea", "item_2": "milk"})
+    await basket.clear()
+    await basket.revert("*", then)
+
+
+async def _write_with_schemas(memory: Memory, url: str) -> None:
+    memory.schema("ticket_*", Ticket, name="ticket")
+    await memory.set("ticket_1", Ticket(id=1, mood="angry"))
+    await memory.set("ticket_2", Ticket(id=2, mood="calm"))
+    async with connect(url, namespace=NAMESPACE) as later:
+        later.schema("ticket_*", TicketWithUrgency, name="ticket", version=2, upcast={1: urgent_if_angry})
+        await later.set("ticket_2", TicketWithUrgency(id=2, mood="calm", urgent=True))
+        await later.set("ticket_3", {"id": 3, "mood": "calm", "urgent": False}, ttl=86400)
+        await later.delete("ticket_3")
+
+
+async def _write_what_is_not_ours(url: str) -> None:
+    """What any NATS client may put there, and what a later version of agentfield might."""
+    keys = f"{NAMESPACE}.memory.global.global"
+    unknown = {"Nats-Msg-Id": "unknown", "Agentfield-Event": '{"v":99,"type":"set"}'}
+    client = await nats.connect(url)
+    try:
+        jetstream = client.jetstream()
+        await jetstream.publish(f"{keys}.foreign", b"plain")
+        await jetstream.publish(f"{keys}.foreign.bytes", b"\xff\x00\xfe")
+        await jetstream.publish(f"{keys}.foreign.purge", b"", headers={"KV-Operation": "PURGE"})
+        await jetstream.publish(f"{keys}.later", b"1", headers=unknown)
+        await jetstream.publish(f"{keys}.=zz", b"1")
+        await jetstream.publish(f"{NAMESPACE}.memory.planet.x.y", b"1")
+    finally:
+        await client.close()
+
+
+if __name__ == "__main__":
+    main()
