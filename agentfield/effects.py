@@ -1,30 +1,36 @@
 """Effects: the ids of what a handler writes, the same whenever its event comes again.
 
 Owns: the rule by which a write inside a handler gets its event id. The id is derived from the event, the agent and the
-handler, from what is written where, and from how many writes to that place the handler made before. So a handler that
-runs again for the same event, after a crash or an error, and does the same again, gives each write the id it had, and
-the server stores it once. A write with another content gets another id. Pure; knows neither memory nor the wire.
+handler, from what is written where, and from how many writes to that place this run of the handler made before. So a
+handler that runs again for the same event, after a crash or an error, and does the same again, gives each write the id
+it had, and the server stores it once. A write with another content gets another id. Pure; knows neither memory nor the
+wire.
 
 Writes are counted for each place by itself, since the order of writes to several places may change from run to run
-(``asyncio.gather``), while those to one place have an order that means something: the last one stays.
+(``asyncio.gather``), while those to one place have an order that means something: the last one stays. Which run it is,
+is no part of an id: that dies with the process. But a run that follows another one in this process knows what that one
+wrote, and so whether its own last write to a place still lies beneath a later one of the failed run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from hashlib import blake2b
 from typing import NamedTuple
 
+Restore = Callable[[str, str], Awaitable[None]]
+"""Makes a write once more: given the id of the write that it must replace, and the id to use."""
 
-class _Write(NamedTuple):
-    """The last write to a place."""
 
-    run: int
-    ordinal: int
-    digest: str
-    id: str
-    before: _Write | None
-    """The write before it, in case that this one is refused."""
+class _State(NamedTuple):
+    """What is known of a place."""
+
+    number: int = 0
+    """Writes of this run."""
+    last: str = ""
+    """The id of this run's last write."""
+    newest: str = ""
+    """The id of the write that was made last for the first time, by whichever run."""
 
 
 class Effects:
@@ -33,7 +39,21 @@ class Effects:
     One is made for each event, whether its handler writes or not: that has to cost next to nothing.
     """
 
-    __slots__ = ("_last", "_run", "_seed", "_updates", "agent", "event_id", "handler", "marked", "revision", "subject")
+    __slots__ = (
+        "_before",
+        "_known",
+        "_restores",
+        "_run",
+        "_seed",
+        "_states",
+        "_updates",
+        "agent",
+        "event_id",
+        "handler",
+        "marked",
+        "revision",
+        "subject",
+    )
 
     def __init__(self, *, agent: str, handler: str, event_id: str, revision: int, subject: str) -> None:
         self.agent = agent
@@ -47,32 +67,33 @@ class Effects:
         """Whether this run has begun the one transaction that marks the event as handled, and has not given it up."""
         self._seed = ""
         self._run = 0
-        self._last: dict[str, _Write] = {}
+        self._states: dict[str, _State] = {}
+        self._known: set[str] = set()
+        self._before: dict[str, tuple[str, _State]] = {}
+        self._restores: dict[str, Restore] = {}
         self._updates: dict[str, int] = {}
 
     def again(self) -> None:
         """The handler begins anew, after an error."""
         self._run += 1
+        self._states = {place: state._replace(number=0, last="") for place, state in self._states.items()}
+        self._before.clear()
+        self._restores.clear()
         self._updates.clear()
         self.marked = False
 
-    def of_write(self, place: str, *content: str | bytes) -> str:
-        """The id of a write that says what a place holds from then on; asked for once for each write, in their order.
+    def of_write(self, place: str, *content: str | bytes, conditional: bool = False) -> str:
+        """The id of a write that says what a place holds; asked for once for each write, in their order.
 
-        A run that follows an error here knows what the one before wrote: a write that repeats the last one to its place
-        is that write once more. Any other is new, even if it is equal to one before the last: what has been
-        overwritten since must be written again to be there.
+        Only a ``conditional`` one can be :meth:`refused`.
         """
-        digest = _digest(*content)
-        last = self._last.get(place)
-        if last is None:
-            ordinal = 0
-        elif last.run != self._run and last.digest == digest:
-            ordinal = last.ordinal
-        else:
-            ordinal = last.ordinal + 1
-        id = self._derived("write", place, str(ordinal), digest)
-        self._last[place] = _Write(self._run, ordinal, digest, id, last and last._replace(before=None))
+        before = self._states.get(place, _State())
+        id = self._derived("write", place, str(before.number), _digest(*content))
+        newest = before.newest if id in self._known else id
+        self._known.add(id)
+        self._states[place] = _State(before.number + 1, id, newest)
+        if conditional:
+            self._before[id] = (place, before)
         return id
 
     def refused(self, id: str) -> None:
@@ -80,13 +101,28 @@ class Effects:
 
         Else what follows a lost race would depend, in its ids, on how often it was lost.
         """
-        for place, write in self._last.items():
-            if write.id == id:
-                if write.before is None:
-                    del self._last[place]
-                else:
-                    self._last[place] = write.before
-                return
+        place, before = self._before.get(id, ("", None))
+        if before is not None and self._states[place].last == id:
+            self._states[place] = before
+            if before.newest != id:
+                self._known.discard(id)
+
+    def restorable(self, id: str, restore: Restore) -> None:
+        """How to make a write once more, should it turn out to lie beneath one that a failed run made after it."""
+        if self._run:
+            self._restores[id] = restore
+
+    async def restore(self) -> None:
+        """At the end of a run that went well: have every place hold what this run says. Raises what a write raises."""
+        for last, newest in self._overtaken():
+            if (restore := self._restores.get(last)) is not None:
+                await restore(newest, self._derived("restored", last, newest))
+
+    def _overtaken(self) -> Iterator[tuple[str, str]]:
+        """The ids of this run's last writes, each with that of the write of an earlier run that came after it."""
+        for state in self._states.values():
+            if self._run and state.last and state.last != state.newest:
+                yield state.last, state.newest
 
     def of_update(self, place: str, *content: str | bytes) -> str:
         """The id of a write whose value comes from what the place held; asked for once for each update, in their order.
@@ -98,13 +134,15 @@ class Effects:
         self._updates[place] = ordinal + 1
         return self._derived("update", place, str(ordinal), *content)
 
-    def of_batch(self, writes: Sequence[tuple[str, Sequence[str | bytes]]]) -> tuple[str, list[str]]:
+    def of_batch(
+        self, writes: Sequence[tuple[str, Sequence[str | bytes]]], *, conditional: bool = False
+    ) -> tuple[str, list[str]]:
         """The id of a batch, and those of the writes in it, each a place and a content.
 
         Every one depends on all of them: the server refuses a batch of which it knows a part.
         """
         contents = [_digest(place, *content) for place, content in writes]
-        whole = self.of_write("\n".join(sorted(place for place, _ in writes)), *contents)
+        whole = self.of_write("\n".join(sorted(place for place, _ in writes)), *contents, conditional=conditional)
         return whole, [_digest(whole, place) for place, _ in writes]
 
     def _derived(self, *parts: str | bytes) -> str:

@@ -385,6 +385,7 @@ class HandlerRun:
             else:
                 async with asyncio.timeout(self._registration.timeout):
                     await self._run_handler(event)
+            await effects.restore()
         finally:
             execution.current.reset(token)
 

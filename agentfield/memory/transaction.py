@@ -239,7 +239,7 @@ class Transaction:
             return writes
         contents = [(write.headers.get(OPERATION, "SET"), write.payload, repr(write.ttl)) for write in writes]
         places = [write.subject for write in writes]
-        self._batch, ids = self._effects.of_batch(list(zip(places, contents, strict=True)))
+        self._batch, ids = self._effects.of_batch(list(zip(places, contents, strict=True)), conditional=True)
         return [write._replace(headers={**write.headers, EVENT_ID: id}) for write, id in zip(writes, ids, strict=True)]
 
     async def _raise_if_changed(self) -> None:

@@ -9,6 +9,7 @@ import asyncio
 import inspect
 import random
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from pydantic import RootModel
@@ -68,11 +69,13 @@ class Writes(Base):
             )
         target = write_scope(self._place(), scope, scope_id)
         encoded = self.schemas.encode(key, value)
-        id = event_id or self._write_id(target, key, "set", encoded.payload, ttl)
+        conditional = if_revision is not None or fence is not None
+        id = event_id or self._write_id(target, key, "set", encoded.payload, ttl, conditional=conditional)
         fabric = await self._fabric()
         write = prepare(
             fabric, target, key, "set", encoded.payload, self._writer(), ttl=ttl, event_id=id, stamp=encoded.stamp
         )
+        self._restorable(fabric, write)
         try:
             if fence is not None:
                 return await self._store_fenced(fabric, write, if_revision, fence, repeated=event_id is not None)
@@ -90,11 +93,12 @@ class Writes(Base):
         check_write(key, ttl)
         target = write_scope(self._place(), scope, scope_id)
         encoded = self.schemas.encode(key, value)
-        id = self._write_id(target, key, "create", encoded.payload, ttl)
+        id = self._write_id(target, key, "create", encoded.payload, ttl, conditional=True)
         fabric = await self._fabric()
         write = prepare(
             fabric, target, key, "set", encoded.payload, self._writer(), ttl=ttl, event_id=id, stamp=encoded.stamp
         )
+        self._restorable(fabric, write)
         while True:
             record = await _last(fabric, target, key)
             if record is not None and is_live(record, fabric.log.now()):
@@ -119,9 +123,10 @@ class Writes(Base):
         check_revision(if_revision)
         check_write(key)
         target = write_scope(self._place(), scope, scope_id)
-        id = self._write_id(target, key, "delete")
+        id = self._write_id(target, key, "delete", conditional=True)
         fabric = await self._fabric()
         write = prepare(fabric, target, key, "delete", b"", self._writer(), event_id=id)
+        self._restorable(fabric, write)
         for _ in range(_DELETE_TRIES):
             record = await _last(fabric, target, key)
             if _is(record, id):
@@ -339,11 +344,20 @@ class Writes(Base):
         )
 
     def _write_id(
-        self, scope: Scope, key: str, operation: str, payload: bytes = b"", ttl: float | None = None
+        self,
+        scope: Scope,
+        key: str,
+        operation: str,
+        payload: bytes = b"",
+        ttl: float | None = None,
+        *,
+        conditional: bool,
     ) -> str | None:
         """The id that a write has in a handler; None outside one, where every write is a new one."""
         effects = self._effects()
-        return None if effects is None else effects.of_write(_place_of(scope, key), operation, payload, repr(ttl))
+        if effects is None:
+            return None
+        return effects.of_write(_place_of(scope, key), operation, payload, repr(ttl), conditional=conditional)
 
     async def _made_before(self, fabric: Fabric, write: Write, last: Record) -> int | None:
         """The revision of a write that would be refused, if an earlier run of this handler for this event made it.
@@ -360,6 +374,22 @@ class Writes(Base):
             if _is(record, id):
                 return record.sequence
         return None
+
+    def _restorable(self, fabric: Fabric, write: Write) -> None:
+        """In a handler that runs again after an error: have the write made anew, if the failed run overwrote it."""
+        effects = self._effects()
+        if effects is None:
+            return
+
+        async def restore(stale: str, id: str) -> None:
+            (record,) = await fabric.log.last([write.subject])
+            if record is None or not _is(record, stale):
+                return  # others have written since
+            again = write._replace(headers={**write.headers, EVENT_ID: id})
+            with suppress(ConflictError):  # others have written just now
+                await self._store(fabric, again, record.sequence)
+
+        effects.restorable(write.headers[EVENT_ID], restore)
 
     def _refused(self, id: str | None) -> None:
         effects = self._effects()

@@ -210,6 +210,47 @@ async def test_a_state_that_a_failed_run_left_is_set_anew_by_the_next(
         await memory.set("k", 1)
         await settled(agent)
     assert await memory.get("status") == "fine"
+    assert [event.data for event in await events(memory, "status")] == ["fine", "failed", "fine"]
+
+
+async def test_a_state_that_somebody_else_set_after_a_failed_run_stays(
+    server: NatsServer, namespace: str, memory: Memory
+) -> None:
+    agent = Agent("tester", nats_url=server.url, namespace=namespace)
+    tries = 0
+
+    @agent.memory.on_change("k")
+    async def react(_: Event) -> None:
+        nonlocal tries
+        tries += 1
+        await agent.memory.set("status", "fine")
+        if tries == 1:
+            await agent.memory.set("status", "failed")
+            async with connect(server.url, namespace=namespace) as somebody:
+                await somebody.set("status", "somebody else's", event_id="theirs")
+            raise RuntimeError("not yet")
+
+    async with agent:
+        await memory.set("k", 1)
+        await settled(agent)
+    assert tries == 2
+    assert await memory.get("status") == "somebody else's"
+
+
+async def test_a_crash_after_a_failed_run_leaves_what_the_whole_run_says(memory: Memory, namespace: str) -> None:
+    with handling(namespace):
+        await memory.set("status", "working")
+        await memory.set("status", "done")
+        running = current.get()
+        assert running is not None
+        assert running.effects is not None
+        running.effects.again()
+        await memory.set("status", "working")
+    with handling(namespace):
+        await memory.set("status", "working")
+        await memory.set("status", "done")
+    assert await memory.get("status") == "done"
+    assert [event.data for event in await events(memory, "status")] == ["working", "done"]
 
 
 # -- once -------------------------------------------------------------------------------------------------------------

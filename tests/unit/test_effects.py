@@ -62,20 +62,43 @@ def test_an_id_can_stand_in_a_header() -> None:
     assert (len(id), id.isascii(), id.isalnum()) == (32, True, True)
 
 
-def test_after_an_error_what_was_written_last_is_not_written_twice() -> None:
+def test_after_an_error_a_run_that_does_the_same_gives_each_write_the_id_it_had() -> None:
     run = effects()
-    first = run.of_write("k", b"working")
+    first = [run.of_write("k", b"working"), run.of_write("k", b"done")]
     run.again()
-    assert run.of_write("k", b"working") == first
-    assert run.of_write("k", b"done") != first
+    assert [run.of_write("k", b"working"), run.of_write("k", b"done")] == first
+    assert run.of_write("k", b"more") not in first
 
 
-def test_after_an_error_what_has_been_overwritten_since_is_written_again() -> None:
+async def test_after_an_error_what_the_failed_run_overwrote_is_restored_at_the_end_and_nothing_else() -> None:
+    restored: list[tuple[str, str]] = []
+
+    async def restore(stale: str, id: str) -> None:
+        restored.append((stale, id))
+
+    def write(run: Effects, place: str, content: bytes) -> str:
+        id = run.of_write(place, content)
+        run.restorable(id, restore)
+        return id
+
     run = effects()
-    ids = [run.of_write("status", b"working"), run.of_write("status", b"failed")]
+    working, failed = write(run, "status", b"working"), write(run, "status", b"failed")
+    write(run, "other", b"1")
+    await run.restore()
+    assert not restored, "nothing has failed"
     run.again()
-    ids += [run.of_write("status", b"working"), run.of_write("status", b"failed")]
-    assert len(set(ids)) == 4
+    assert write(run, "status", b"working") == working
+    write(run, "other", b"1")
+    await run.restore()
+    ((stale, id),) = restored
+    assert stale == failed
+    assert id not in (working, failed)
+    restored.clear()
+    run.again()
+    write(run, "status", b"working")
+    write(run, "status", b"done")
+    await run.restore()
+    assert not restored, "the last thing that it says has just been written"
 
 
 def test_after_an_error_the_nth_update_of_a_key_is_the_nth_update_of_it() -> None:
@@ -89,18 +112,30 @@ def test_after_an_error_the_nth_update_of_a_key_is_the_nth_update_of_it() -> Non
 def test_a_refused_write_does_not_count() -> None:
     lost, quick = effects(), effects()
     for _ in range(3):
-        lost.refused(lost.of_write("k", b"based on what was old"))
+        lost.refused(lost.of_write("k", b"based on what was old", conditional=True))
     assert lost.of_write("k", b"1") == quick.of_write("k", b"1")
-    lost.refused(lost.of_write("k", b"again"))
+    lost.refused(lost.of_write("k", b"again", conditional=True))
     assert lost.of_write("k", b"2") == quick.of_write("k", b"2")
+
+
+async def test_a_refused_write_is_nothing_that_was_overwritten() -> None:
+    async def restore(stale: str, id: str) -> None:
+        raise AssertionError((stale, id))
+
+    run = effects()
+    run.of_write("k", b"1")
+    run.refused(run.of_write("k", b"2", conditional=True))
+    run.again()
+    run.restorable(run.of_write("k", b"1"), restore)
+    await run.restore()
 
 
 def test_a_refused_write_that_others_followed_leaves_their_ids_alone() -> None:
     run = effects()
-    refused = run.of_write("k", b"1")
+    refused = run.of_write("k", b"1", conditional=True)
     second = run.of_write("k", b"2")
     run.refused(refused)
-    assert run.of_write("k", b"2") != second
+    assert run.of_write("k", b"2") not in (refused, second)
 
 
 def test_the_ids_of_a_batch_are_all_other_ones_if_one_of_its_writes_is() -> None:
