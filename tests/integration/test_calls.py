@@ -415,7 +415,7 @@ async def test_any_nats_tool_finds_the_service(net: Net) -> None:
         info = json.loads((await client.request(f"$SRV.INFO.stock.{service.id}", timeout=5)).data)
         parsed = nats.micro.service.ServiceInfo.from_dict(info)
         assert (parsed.name, parsed.version) == ("stock", "1.2.3")
-        assert parsed.metadata == {"namespace": net.namespace}
+        assert parsed.metadata == {"namespace": net.namespace, "handlers": ""}
         assert [(each.name, each.queue_group, each.metadata) for each in parsed.endpoints] == [
             ("check", "q", {"schema": "{}"}),
             ("fail", "q", {"schema": "{}"}),

@@ -3,7 +3,9 @@
 import asyncio
 import functools
 import logging
+import signal
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +15,10 @@ from agentfield.codec import encode_event
 from agentfield.execution import new_id
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.jetstream import api
+from agentfield.memory import letters as forms
 from agentfield.memory.letters import Letter, request
 from tests.support import NatsServer, eventually
+from tests.support.recording import recorded, recorder
 
 NewAgent = Callable[..., Agent]
 Handler = Callable[[Event], Awaitable[Any]]
@@ -46,12 +50,6 @@ async def one_letter(fabric: Fabric) -> Letter:
 async def replay(fabric: Fabric, letter: Letter) -> int:
     """Ask for a letter's event again."""
     return await fabric.deadletters.ask_again(letter.agent, letter.handler, request(letter))
-
-
-async def floor(fabric: Fabric) -> int:
-    """The sequence up to which the handler has handled everything."""
-    info = await api(fabric.connection, f"CONSUMER.INFO.{fabric.log.stream}.handler-tester-react")
-    return int(info["ack_floor"]["stream_seq"])
 
 
 async def failing(event: Event) -> None:
@@ -90,8 +88,10 @@ async def test_a_poison_event_blocks_no_other_key_and_is_handled_after_the_fix(
         await eventually(lambda: no_letters(fabric))
 
 
-async def reached(fabric: Fabric, sequence: int) -> bool:
-    return await floor(fabric) >= sequence
+async def reached(fabric: Fabric, sequence: int, consumer: str = "handler-tester-react") -> bool:
+    """Whether the handler has handled everything up to that sequence."""
+    info = await api(fabric.connection, f"CONSUMER.INFO.{fabric.log.stream}.{consumer}")
+    return int(info["ack_floor"]["stream_seq"]) >= sequence
 
 
 async def no_letters(fabric: Fabric) -> bool:
@@ -323,3 +323,38 @@ async def test_an_agent_that_may_not_remove_letters_replays_each_once_and_says_s
             await eventually(lambda: heard == [1, 1, 2], within=10)
         assert await letters(fabric) == [letter]
     assert f"handled the event of dead letter {letter.number}" in caplog.text
+
+
+async def test_replays_survive_the_death_of_the_process_that_works_on_them(
+    server: NatsServer, namespace: str, memory: Memory, fabric: Fabric, tmp_path: Path
+) -> None:
+    out, total = tmp_path / "handled", 20
+    revisions = [await memory.set(f"item_{number % 4}", number) for number in range(total)]
+    async with recorder(server.url, namespace, out, "item_*"):
+        await eventually(lambda: len(recorded(out)) == total)
+        await eventually(lambda: reached(fabric, revisions[-1], "handler-recorder-record"))
+    async for event in memory.history("item_*"):
+        payload = forms.letter(event, ValueError(), agent="recorder", handler="record", tries=1, replays=0)
+        await fabric.deadletters.store("recorder", "record", payload, letter_id=event.id)
+    for each in await letters(fabric):
+        await replay(fabric, each)
+    again = tmp_path / "again"
+
+    def replayed() -> list[int]:
+        return list(dict.fromkeys(line["revision"] for line in recorded(again)))
+
+    def has_replayed(number: int) -> bool:
+        return len(replayed()) >= number
+
+    for enough in (4, 8):
+        async with recorder(server.url, namespace, again, "item_*", 0.2) as process:
+            await eventually(functools.partial(has_replayed, enough), within=20)
+            await asyncio.sleep(0.12)  # into the midst of the next one
+            await process.end(signal.SIGKILL)
+        left = {each.revision for each in await letters(fabric)}
+        assert set(revisions) - set(replayed()) <= left, "a letter went before its event was handled"
+    async with recorder(server.url, namespace, again, "item_*"):
+        await eventually(lambda: no_letters(fabric), within=20)
+    assert replayed() == revisions
+    handled = {line["revision"]: (line["data"], line["previous"]) for line in recorded(again)}
+    assert handled == {line["revision"]: (line["data"], line["previous"]) for line in recorded(out)}
