@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -34,8 +34,7 @@ class Activated:
     floor: int
 
 
-@dataclass(frozen=True, slots=True)
-class Received:
+class Received(NamedTuple):
     """An event to handle, in the order of the log. ``handled``: this instance did, before an interruption: skip it."""
 
     record: Record
@@ -178,7 +177,7 @@ class Progress:
 
     def receive_present(self, record: Record, previous: Record | None) -> Received:
         """Note a present value; return what to hand out."""
-        return replace(self.receive(record), present=True, previous=previous)
+        return self.receive(record)._replace(present=True, previous=previous)
 
     def slot(self, sequence: int) -> Slot | None:
         """The slot of an event that was received and is not done."""

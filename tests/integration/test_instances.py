@@ -205,7 +205,7 @@ async def test_a_handler_slower_than_the_writers_holds_a_window_and_loses_nothin
         last = await write_many(fabric, [f"k.{number % 50}" for number in range(5000)])
         consumer = agent.handlers["react"]._consumer
         progress = consumer._progress  # type: ignore[attr-defined]
-        await eventually(lambda: progress.is_full)
+        await eventually(lambda: progress.is_full, within=15)
         assert progress.outstanding <= WINDOW
         go.set()
         await settled(agent)

@@ -70,9 +70,10 @@ async def first(items: Any, count: int) -> AsyncIterator[Any]:
 
 
 async def take(items: AsyncIterator[Event | CaughtUp], into: list[int]) -> None:
-    async for item in items:
-        assert isinstance(item, Event)
-        into.append(item.revision)
+    async with asyncio.timeout(20):
+        async for item in items:
+            assert isinstance(item, Event)
+            into.append(item.revision)
 
 
 @pytest.mark.parametrize("start", ["all", "current"])
@@ -166,14 +167,15 @@ async def test_a_handler_that_is_behind_reports_what_went_and_goes_on(
     heard: list[int] = []
     go = asyncio.Event()
 
-    @agent.memory.on_change("k_*", delivery=delivery)
+    @agent.memory.on_change("k_*", start="all", delivery=delivery)
     async def react(event: Event) -> None:
         await go.wait()
         heard.append(event.revision)
 
+    await write_many(fabric, names(5000))
     async with agent:
-        await write_many(fabric, names(5000))
-        await eventually(lambda: agent.handlers["react"]._consumer._progress.is_full)  # type: ignore[attr-defined]
+        progress = agent.handlers["react"]._consumer._progress  # type: ignore[attr-defined]
+        await eventually(lambda: progress.is_full, within=15)
         begins = await shorten(fabric, keep=100)
         go.set()
         await eventually(lambda: heard[-1:] == [5000], within=15)
@@ -236,3 +238,32 @@ async def test_a_new_handler_is_told_only_if_it_wanted_what_is_gone(
             found = await eventually(read) if start == "all" else await read()
     assert heard == list({"all": range(81, 102), "new": [101], "current": range(91, 102)}[start])
     assert len(found) == (start == "all")
+
+
+async def test_what_was_gone_before_a_handler_was_first_served_is_not_missed_by_a_later_instance(
+    server: NatsServer, namespace: str, memory: Memory, fabric: Fabric
+) -> None:
+    heard: list[int] = []
+
+    def version(*, stuck: bool) -> Agent:
+        agent = Agent("tester", nats_url=server.url, namespace=namespace)
+
+        @agent.memory.on_change("k_*", start="current")
+        async def react(event: Event) -> None:
+            if stuck:
+                await asyncio.Event().wait()
+            heard.append(event.revision)
+
+        return agent
+
+    await write_many(fabric, names(100))
+    await shorten(fabric, keep=20)
+    first = version(stuck=True)
+    async with first:
+        await eventually(lambda: first.handlers["react"]._consumer.is_begun(91))
+        await first.aclose(grace=0)
+    async with version(stuck=False) as second:
+        await settled(second)
+        async with letters(server, namespace) as read:
+            assert await read() == []
+    assert heard == list(range(91, 101))
