@@ -122,8 +122,9 @@ async def extent(fabric: Fabric, since: datetime | int | None, until: datetime |
     Without a beginning, it begins with the first event that is left. Raises HistoryTruncatedError if the log no longer
     holds the beginning that was asked for.
     """
-    start, stop = await bounds(fabric, since, until)
-    first = await _first(fabric)
+    state = await fabric.log.state()
+    start, stop = await _bounds(fabric, int(state["last_seq"]), since, until)
+    first = int(state["first_seq"])
     if since is None:
         start = max(start, first)
     elif isinstance(since, datetime) and start == first > 1:
@@ -135,18 +136,19 @@ async def extent(fabric: Fabric, since: datetime | int | None, until: datetime |
 
 
 async def _check_start(fabric: Fabric, start: int) -> None:
-    first = await _first(fabric)
+    first = int((await fabric.log.state())["first_seq"])
     if start < first and first > 1:
         raise HistoryTruncatedError(requested=max(1, start), first_available=first)
 
 
-async def _first(fabric: Fabric) -> int:
-    return int((await fabric.log.state())["first_seq"])
-
-
 async def bounds(fabric: Fabric, since: datetime | int | None, until: datetime | int | None) -> tuple[int, int]:
     """The sequences that a slice of the past begins and ends with, both included; empty if the second is smaller."""
-    last = int((await fabric.log.state())["last_seq"])
+    return await _bounds(fabric, int((await fabric.log.state())["last_seq"]), since, until)
+
+
+async def _bounds(
+    fabric: Fabric, last: int, since: datetime | int | None, until: datetime | int | None
+) -> tuple[int, int]:
     start = 1 if since is None else await _sequence(fabric, since, "since")
     if until is None:
         stop = last
