@@ -315,7 +315,7 @@ class Agent:
             description=f"agentfield agent {self.name}",
             endpoints=[self._endpoint(reasoner) for reasoner in self._reasoners.values()],
             runner=self._run_call,
-            handlers=[run.name for run in subscriptions.runs],
+            handlers=[run.name for run in subscriptions.runs if run.shared],
         )
         await service.start()
         stack.push_async_callback(lambda: service.drain(presence.grace))

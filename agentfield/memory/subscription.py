@@ -94,7 +94,7 @@ class HandlerRun:
         self._loops = LoopGuard(fabric, registration.name, limit=max_depth, clock=fabric.loop.time)
         self._spec = ConsumerSpec(
             name=durable_name(agent, registration.name),
-            filters=(*self._filters, self._requests),
+            filters=(*self._filters, self._requests) if self.shared else self._filters,
             start=registration.start,
             description=f"on_change({', '.join(str(p) for p in registration.patterns)}) of agent {agent}",
             metadata=described(agent, registration.name, [str(pattern) for pattern in registration.patterns]),
@@ -385,7 +385,8 @@ class HandlerRun:
             else:
                 async with asyncio.timeout(self._registration.timeout):
                     await self._run_handler(event)
-            await effects.restore()
+            if effects is not None:
+                await effects.restore()
         finally:
             execution.current.reset(token)
 
@@ -502,7 +503,7 @@ class Subscriptions:
         except AgentFieldError as error:
             logger.debug("agent %s: %s", agent, error)
             return
-        orphans = sorted(there - {run.name for run in self.runs})
+        orphans = sorted(there - {run.name for run in self.runs if run.shared})
         if orphans:
             logger.warning(
                 "agent %s has no handler %s any more, but what they were to handle still waits on the server: "
