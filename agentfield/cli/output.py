@@ -83,7 +83,8 @@ class Output:
             sys.stdout.write("  ".join(cells).rstrip() + "\n")
 
     def note(self, text: str) -> None:
-        """Tell people something beside the result, on stderr."""
+        """Tell people something beside the result, on stderr; after what has been printed, should both go one way."""
+        sys.stdout.flush()
         print(text, file=sys.stderr, flush=True)
 
     def _rich_table(

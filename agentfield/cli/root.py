@@ -37,7 +37,7 @@ COMMANDS: Final[Mapping[str, Entry]] = MappingProxyType(
         "delete": Entry("entries", "Take a key's value away; its history stays."),
         "ls": Entry("entries", "List current entries."),
         "history": Entry("events", "Show what happened to a key, or to every key of a pattern."),
-        "why": Entry("why", "Show what led to a value, and what led to that, back to the root."),
+        "why": Entry("why", "Show what led to a value, back to the root."),
         "as-of": Entry("past", "Show what a key held, or what there was, in the past."),
         "diff": Entry("past", "Show how entries differ between two points in the past."),
         "revert": Entry("past", "Make keys what they were at a point in the past."),

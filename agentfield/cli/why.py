@@ -39,7 +39,7 @@ _OTHERS: Final = {"previous_data", "previous_revision"}
 @click.option("--revision", type=click.IntRange(min=1), metavar="N", help="Start from this event, not from the last.")
 @scope_options
 def why_command(invocation: Invocation, key: str, revision: int | None, scope: AnyScope | None) -> None:
-    """Show what led to a value, and what led to that, back to the root.
+    """Show what led to a value, back to the root.
 
     First the key's last event: when it was written, by which reasoner or handler, in which execution, and by which
     calls that one came to run. Then the event that had started the handler it all began with, likewise, and so on. The
