@@ -18,6 +18,7 @@ from tests.support.waiting import wait_until
 PAGE = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
 SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL))
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
+TIME = re.compile(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z")
 SHOWING = re.compile(r"agentfield (deadletters|handlers) list")
 COMMON = {*(f"--{name}" for name in SHARED), "--help", "--version"}
 
@@ -84,8 +85,9 @@ class Example:
         self.printed = "\n".join(rest)
 
     def check(self, printed: str) -> None:
-        """Compare what it printed with what the page says, where `…` stands for anything."""
-        pattern = "".join(".*" if part == "…" else re.escape(part) for part in re.split("(…)", self.printed))
+        """Compare what it printed with what the page says, where `…` stands for anything, and a time for any time."""
+        expected = TIME.sub("…", self.printed)
+        pattern = "".join(".*" if part == "…" else re.escape(part) for part in re.split("(…)", expected))
         assert re.fullmatch(pattern, printed.strip("\n"), re.DOTALL), f"{self.command} printed:\n{printed}"
 
 
