@@ -34,7 +34,7 @@ fi
 endef
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check lint format types lower-bounds lower-bounds-short bench soak clean distclean
+.PHONY: help demo test check lint format types lower-bounds lower-bounds-short bench soak soak-projections clean distclean
 
 help:
 	@echo "make demo          run the example: five agents that share memory, on a server of their own"
@@ -43,7 +43,7 @@ help:
 	@echo "make format        format the code and sort its imports"
 	@echo "make lower-bounds  unit and integration tests on the lowest dependency versions pyproject.toml allows"
 	@echo "make bench         measure against raw NATS, side by side"
-	@echo "make soak          run for long under load and faults"
+	@echo "make soak          run for long under load and faults; make soak-projections: kill projectors for long"
 	@echo "make clean         remove what builds and tests left; make distclean: the environments too"
 
 # On a model stand-in, unless AGENTFIELD_AI_MODEL names a real one.
@@ -81,6 +81,10 @@ bench: $(VENV)/.installed-development
 
 soak: $(VENV)/.installed-development
 	$(BIN)/python -m benchmarks.soak $(SOAK_ARGS)
+
+# A projector is killed 50 times while it projects 100,000 events; `make test` does the same in short.
+soak-projections: $(VENV)/.installed-development
+	AGENTFIELD_TEST_KILLS=50 AGENTFIELD_TEST_EVENTS=100000 $(BIN)/python -m pytest tests/integration/test_projections_killed.py
 
 clean:
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

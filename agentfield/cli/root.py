@@ -38,6 +38,9 @@ COMMANDS: Final[Mapping[str, Entry]] = MappingProxyType(
         "ls": Entry("entries", "List current entries."),
         "history": Entry("events", "Show what happened to a key, or to every key of a pattern."),
         "tail": Entry("events", "Show changes as they happen, until Ctrl-C."),
+        "timeline": Entry("views", "Show who did what, by words, agent, execution, scope or time."),
+        "metrics": Entry("views", "Show how much is written, by whom, and which keys are hot."),
+        "projections": Entry("projections", "Run, rebuild and verify views derived from the log."),
     }
 )
 

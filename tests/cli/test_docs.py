@@ -27,8 +27,10 @@ def command(name: str) -> click.Command:
 
 
 def options(name: str) -> set[str]:
-    found = [each for each in command(name).params if isinstance(each, click.Option) and each.expose_value]
-    return {option for each in found for option in each.opts}
+    found = command(name)
+    commands = [found, *found.commands.values()] if isinstance(found, click.Group) else [found]
+    own = [each for one in commands for each in one.params if isinstance(each, click.Option) and each.expose_value]
+    return {option for each in own for option in each.opts}
 
 
 def prose(section: str) -> str:

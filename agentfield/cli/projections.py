@@ -1,0 +1,352 @@
+"""``projections``: the views that are derived from the log, and the code that derives them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from agentfield.cli.connecting import connected
+from agentfield.cli.ending import WithDetails
+from agentfield.cli.invocation import Invocation, command, group
+from agentfield.cli.logs import show_life
+from agentfield.cli.output import age, moment, visible
+from agentfield.cli.projecting import chosen_store, load_projection, load_projections, source_of, store_option
+from agentfield.cli.traces import users_frames
+from agentfield.cli.waiting import wait
+from agentfield.errors import AgentFieldError, ConflictError, NotFoundError, ProjectionError
+from projections.runner import Runner
+from projections.shipped import SHIPPED, shipped
+from projections.source import Source
+from projections.stores import Directory
+from projections.view import Head, View
+
+_COLUMNS = ("projection", "version", "state", "checkpoint", "lag", "events", "age")
+
+logger = logging.getLogger("agentfield.projections")
+
+
+@command("list", takes=("namespace", "json"))
+@store_option
+def list_command(invocation: Invocation, store: Path | None) -> None:
+    """List the projections that ship, and every view there is."""
+    chosen = chosen_store(invocation, store)
+
+    async def listed() -> list[dict[str, Any]]:
+        rows = []
+        names = await chosen.names()
+        for name in [*SHIPPED, *(name for name in names if name not in SHIPPED)]:
+            projection = shipped(name)
+            place = await _place(chosen, name) if name in names else None
+            summary = SHIPPED[name].summary if projection is not None else "yours"
+            rows.append({"projection": name, "view": place, "summary": summary})
+        return rows
+
+    rows = wait(listed())
+    if invocation.json:
+        for row in rows:
+            invocation.output.object(row)
+    else:
+        cells = [(row["projection"], row["summary"], row["view"] or "-") for row in rows]
+        invocation.output.table(("projection", "what", "view"), cells, shrink="view")
+
+
+@command("run")
+@click.argument("targets", metavar="TARGET...", nargs=-1, required=True)
+@click.option("--once", is_flag=True, help="Bring the views up to date, and end.")
+@store_option
+def run_command(invocation: Invocation, targets: Sequence[str], once: bool, store: Path | None) -> None:
+    """Keep views current, until Ctrl-C or SIGTERM.
+
+    TARGET is the name of a projection that ships, or a file or module in which yours is: FILE_OR_MODULE[:NAME]. Of
+    several processes that run the same one on the same store, one works and the others stand by. A projection that
+    fails stops alone; the command fails when all have stopped, or with --once, if one has.
+    """
+    projections = load_projections(targets)
+    chosen = chosen_store(invocation, store)
+    logging.getLogger("agentfield.consumer").setLevel(logging.WARNING)
+    if not once:
+        show_life(as_json=invocation.json)
+
+    async def run() -> None:
+        async with source_of(invocation) as source:
+            runners = [Runner(source, projection, chosen) for projection in projections]
+            if once:
+                await _once(runners, invocation)
+            else:
+                await _run(runners)
+
+    wait(run())
+
+
+async def _once(runners: Sequence[Runner], invocation: Invocation) -> None:
+    failures = []
+    for runner in runners:
+        try:
+            _say(invocation, runner.name, "checkpoint", await runner.catch_up(), "is current up to event")
+        except ProjectionError as error:
+            failures.append(error)
+    if failures:
+        raise _all_of(failures)
+
+
+async def _run(runners: Sequence[Runner]) -> None:
+    """Run them until a signal, or until the last of them has stopped by itself."""
+    loop = asyncio.get_running_loop()
+    told = asyncio.Event()
+
+    def stop() -> None:
+        for each in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(each)  # a second one ends at once
+        told.set()
+
+    for each in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(each, stop)
+    tasks = [asyncio.create_task(_one(runner), name=f"run {runner.name}") for runner in runners]
+    waiting = asyncio.create_task(told.wait())
+    try:
+        running: set[asyncio.Task[Any]] = set(tasks)
+        while running and not told.is_set():
+            await asyncio.wait({*running, waiting}, return_when=asyncio.FIRST_COMPLETED)
+            running = {task for task in running if not task.done()}
+        if told.is_set():
+            return
+        raise _all_of([error for task in tasks if (error := task.result()) is not None])
+    finally:
+        for task in (*tasks, waiting):
+            task.cancel()
+        await asyncio.gather(*tasks, waiting, return_exceptions=True)
+
+
+async def _one(runner: Runner) -> AgentFieldError | None:
+    """Run one until it fails; what it failed with is told at once, since others may run on for long."""
+    try:
+        await runner.run()
+    except AgentFieldError as error:
+        logger.error("%s", error, exc_info=error.__cause__)
+        return error
+    return None
+
+
+def _all_of(failures: Sequence[AgentFieldError]) -> AgentFieldError:
+    """One error for all; with the steps through the user's code if there is just one."""
+    if len(failures) == 1:
+        cause = failures[0].__cause__
+        return WithDetails(str(failures[0]), users_frames(cause)) if cause is not None else failures[0]
+    return AgentFieldError(f"{len(failures)} projections stopped: " + "; ".join(map(str, failures)))
+
+
+@command("status")
+@click.argument("names", metavar="[NAME]...", nargs=-1)
+@store_option
+def status_command(invocation: Invocation, names: Sequence[str], store: Path | None) -> None:
+    """Show where every view stands, how far it is behind, and what stopped it."""
+    chosen = chosen_store(invocation, store)
+
+    async def look() -> list[dict[str, Any]]:
+        there = await chosen.names()
+        for name in names:
+            if name not in there:
+                raise NotFoundError(f"there is no view of {name!r} in {chosen.root}: run the projection first")
+        async with source_of(invocation) as source:
+            return [row for name in names or there for row in await _status(source, chosen, name)]
+
+    rows = wait(look())
+    if invocation.json:
+        for row in rows:
+            invocation.output.object(row)
+        return
+    if not rows:
+        invocation.output.note(f"there are no views in {chosen.root}")
+        return
+    cells = [tuple(str(row[column]) for column in _COLUMNS) for row in rows]
+    invocation.output.table(_COLUMNS, cells, right=("version", "checkpoint", "lag", "events", "age"))
+    for row in rows:
+        if row["error"] is not None:
+            invocation.output.line(f"{row['projection']} stopped at event {row['failed_at']}: {visible(row['error'])}")
+
+
+async def _status(source: Source, store: Directory, name: str) -> list[dict[str, Any]]:
+    rows = []
+    taken = await source.lease(f"{name}-{store.identity}").taken()
+    for view, state in ((await store.live(name), ""), (await store.building(name), "rebuilding")):
+        if view is None:
+            continue
+        try:
+            head = await view.head()
+        finally:
+            await view.aclose()
+        rows.append(await _row(source, view, head, state or _state(head, taken)))
+    return rows
+
+
+def _state(head: Head, taken: bool) -> str:
+    if head.paused:
+        return "paused"
+    if head.error is not None:
+        return "stopped"
+    return "running" if taken else "idle"
+
+
+async def _row(source: Source, view: View, head: Head, state: str) -> dict[str, Any]:
+    ours = head.log == await source.log_id()
+    return {
+        "projection": head.name,
+        "version": head.version,
+        "generation": head.generation,
+        "state": state if ours else "of another log",
+        "checkpoint": head.checkpoint,
+        "lag": await source.lag(head.selection, head.checkpoint) if ours else None,
+        "events": head.events,
+        "skipped": head.skipped,
+        "error": head.error,
+        "failed_at": head.failed_at,
+        "updated": moment(head.updated),
+        "age": age(source.fabric.log.now() / 1e9 - head.updated.timestamp()),
+        "view": view.place,
+    }
+
+
+@command("rebuild")
+@click.argument("target")
+@store_option
+def rebuild_command(invocation: Invocation, target: str, store: Path | None) -> None:
+    """Make a view anew from the whole log, beside the one there is, then put it in its place.
+
+    TARGET as for run. Until then the view there is stays as it is, and current where somebody runs it.
+    """
+    projection = load_projection(target)
+    chosen = chosen_store(invocation, store)
+
+    async def rebuild() -> int:
+        async with source_of(invocation) as source:
+            return await Runner(source, projection, chosen).rebuild()
+
+    _say(invocation, projection.name, "checkpoint", wait(rebuild()), "was rebuilt up to event")
+
+
+@command("verify")
+@click.argument("target")
+@store_option
+def verify_command(invocation: Invocation, target: str, store: Path | None) -> None:
+    """Compare a view with one made anew from the log; fail if they differ.
+
+    TARGET as for run. The view there is may be run meanwhile.
+    """
+    projection = load_projection(target)
+    chosen = chosen_store(invocation, store)
+
+    async def verify() -> dict[str, Any]:
+        async with source_of(invocation) as source:
+            verdict = await Runner(source, projection, chosen).verify()
+        fields = {"equal": verdict.equal, "checkpoint": verdict.checkpoint, "rows": verdict.rows}
+        return {"projection": projection.name, **fields, "found": verdict.found, "expected": verdict.expected}
+
+    row = wait(verify())
+    if invocation.json:
+        invocation.output.object({**row, "found": _plain(row["found"]), "expected": _plain(row["expected"])})
+    elif row["equal"]:
+        invocation.output.text(f"as of event {row['checkpoint']}, its rows ({row['rows']}) are what the log says")
+    if not row["equal"]:
+        found, expected = (visible(str(row[name] or "nothing")) for name in ("found", "expected"))
+        raise ProjectionError(
+            f"the view of {projection.name} is not what the log says: it has {found} where {expected} should be; "
+            "rebuild it",
+            projection=projection.name,
+        )
+
+
+@command("pause", takes=("namespace", "json"))
+@click.argument("name")
+@store_option
+def pause_command(invocation: Invocation, name: str, store: Path | None) -> None:
+    """Leave a view where it is, whoever runs it, until it is resumed."""
+    _pause(invocation, name, store, paused=True)
+
+
+@command("resume", takes=("namespace", "json"))
+@click.argument("name")
+@store_option
+def resume_command(invocation: Invocation, name: str, store: Path | None) -> None:
+    """Let a view that was paused go on."""
+    _pause(invocation, name, store, paused=False)
+
+
+def _pause(invocation: Invocation, name: str, store: Path | None, *, paused: bool) -> None:
+    chosen = chosen_store(invocation, store)
+
+    async def change() -> int:
+        view = await chosen.live(name)
+        if view is None:
+            raise NotFoundError(f"there is no view of {name!r} in {chosen.root}")
+        try:
+            await view.pause(paused)
+            return (await view.head()).checkpoint
+        finally:
+            await view.aclose()
+
+    what = "is paused after event" if paused else "goes on after event"
+    _say(invocation, name, "checkpoint", wait(change()), what)
+
+
+@command("remove")
+@click.argument("name")
+@store_option
+def remove_command(invocation: Invocation, name: str, store: Path | None) -> None:
+    """Remove a view. Its projection can make it again from the log."""
+    chosen = chosen_store(invocation, store)
+
+    async def remove() -> None:
+        async with connected(invocation) as fabric:
+            lease = Source(fabric).lease(f"{name}-{chosen.identity}")
+            if await lease.taken():
+                raise ConflictError(
+                    name, expected=None, actual=None, message=f"{name} is being run: stop it first; nothing was removed"
+                )
+            if not await chosen.remove(name):
+                raise NotFoundError(f"there is no view of {name!r} in {chosen.root}")
+            await lease.forget()
+
+    wait(remove())
+    if invocation.json:
+        invocation.output.object({"projection": name, "removed": True})
+    else:
+        invocation.output.text(f"the view of {name} is removed")
+
+
+async def _place(store: Directory, name: str) -> str | None:
+    view = await store.live(name)
+    if view is None:
+        return None
+    await view.aclose()
+    return view.place
+
+
+def _plain(row: Sequence[Any] | None) -> list[Any] | None:
+    return None if row is None else [cell if isinstance(cell, str | int | float | None) else str(cell) for cell in row]
+
+
+def _say(invocation: Invocation, name: str, field: str, value: int, what: str) -> None:
+    if invocation.json:
+        invocation.output.object({"projection": name, field: value})
+    else:
+        invocation.output.text(f"{name} {what} {value}")
+
+
+projections_command = group(
+    "projections",
+    list_command,
+    run_command,
+    status_command,
+    rebuild_command,
+    verify_command,
+    pause_command,
+    resume_command,
+    remove_command,
+    help="Run, rebuild and verify views derived from the log.",
+)
