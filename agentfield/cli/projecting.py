@@ -19,6 +19,7 @@ from agentfield.cli.invocation import Invocation
 from agentfield.cli.loading import import_target
 from agentfield.errors import InvalidInputError
 from agentfield.settings import Settings
+from projections import state
 from projections.projection import Projection, check
 from projections.shipped import SHIPPED, shipped
 from projections.source import Source
@@ -55,6 +56,11 @@ async def source_of(invocation: Invocation) -> AsyncIterator[Source]:
         yield Source(fabric)
 
 
+def is_state(target: str) -> bool:
+    """Whether a target names buckets: ``state``, or ``state:SCOPE``."""
+    return target.partition(":")[0] == state.NAME
+
+
 def load_projections(targets: Sequence[str]) -> list[Projection]:
     """The projections that these targets name: shipped ones, or FILE_OR_MODULE[:NAME].
 
@@ -79,6 +85,8 @@ def load_projection(target: str) -> Projection:
 
 
 def _load(target: str) -> list[Projection]:
+    if is_state(target):
+        raise InvalidInputError("the server itself keeps the state: verify it, or rebuild it")
     built_in = shipped(target)
     if built_in is not None:
         return [built_in]
@@ -88,7 +96,7 @@ def _load(target: str) -> list[Projection]:
     try:
         module = import_target(module_name)
     except InvalidInputError as error:
-        raise InvalidInputError(f"{error}; projections that ship: {', '.join(SHIPPED)}") from None
+        raise InvalidInputError(f"{error}; projections that ship: {', '.join([*SHIPPED, state.NAME])}") from None
     found = [projection for projection in _defined(vars(module), module.__name__) if wanted in ("", projection.name)]
     if not found:
         named = f" called {wanted!r}" if wanted else ""

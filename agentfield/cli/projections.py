@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,19 @@ from agentfield.cli.ending import WithDetails
 from agentfield.cli.invocation import Invocation, command, group
 from agentfield.cli.logs import show_life
 from agentfield.cli.output import age, moment, visible
-from agentfield.cli.projecting import chosen_store, load_projection, load_projections, source_of, store_option
+from agentfield.cli.projecting import (
+    chosen_store,
+    is_state,
+    load_projection,
+    load_projections,
+    source_of,
+    store_option,
+)
 from agentfield.cli.traces import users_frames
 from agentfield.cli.waiting import wait
 from agentfield.errors import AgentFieldError, ConflictError, NotFoundError, ProjectionError
+from projections import state
+from projections.buckets import kinds_of
 from projections.runner import Runner
 from projections.shipped import SHIPPED, shipped
 from projections.source import Source
@@ -27,6 +37,9 @@ from projections.stores import Directory
 from projections.view import Head, View
 
 _COLUMNS = ("projection", "version", "state", "checkpoint", "lag", "events", "age")
+
+_NAMED = 10
+"""Differences that an error names one by one."""
 
 logger = logging.getLogger("agentfield.projections")
 
@@ -45,7 +58,7 @@ def list_command(invocation: Invocation, store: Path | None) -> None:
             place = await _place(chosen, name) if name in names else None
             summary = SHIPPED[name].summary if projection is not None else "yours"
             rows.append({"projection": name, "view": place, "summary": summary})
-        return rows
+        return [*rows, {"projection": state.NAME, "view": "buckets of the server", "summary": state.SUMMARY}]
 
     rows = wait(listed())
     if invocation.json:
@@ -174,14 +187,14 @@ def status_command(invocation: Invocation, names: Sequence[str], store: Path | N
 async def _status(source: Source, store: Directory, name: str) -> list[dict[str, Any]]:
     rows = []
     taken = await source.lease(f"{name}-{store.identity}").taken()
-    for view, state in ((await store.live(name), ""), (await store.building(name), "rebuilding")):
+    for view, known in ((await store.live(name), ""), (await store.building(name), "rebuilding")):
         if view is None:
             continue
         try:
             head = await view.head()
         finally:
             await view.aclose()
-        rows.append(await _row(source, view, head, state or _state(head, taken)))
+        rows.append(await _row(source, view, head, known or _state(head, taken)))
     return rows
 
 
@@ -218,8 +231,12 @@ async def _row(source: Source, view: View, head: Head, state: str) -> dict[str, 
 def rebuild_command(invocation: Invocation, target: str, store: Path | None) -> None:
     """Make a view anew from the whole log, beside the one there is, then put it in its place.
 
-    TARGET as for run. Until then the view there is stays as it is, and current where somebody runs it.
+    TARGET as for run. Until then the view there is stays as it is, and current where somebody runs it. With state, or
+    state:SCOPE, the server fills its buckets anew, in their place.
     """
+    if is_state(target):
+        _state_of(invocation, target, state.rebuild)
+        return
     projection = load_projection(target)
     chosen = chosen_store(invocation, store)
 
@@ -236,8 +253,12 @@ def rebuild_command(invocation: Invocation, target: str, store: Path | None) -> 
 def verify_command(invocation: Invocation, target: str, store: Path | None) -> None:
     """Compare a view with one made anew from the log; fail if they differ.
 
-    TARGET as for run. The view there is may be run meanwhile.
+    TARGET as for run; the view may be run meanwhile. With state, or state:SCOPE, compares the buckets that the server
+    fills.
     """
+    if is_state(target):
+        _state_of(invocation, target, state.verify)
+        return
     projection = load_projection(target)
     chosen = chosen_store(invocation, store)
 
@@ -258,6 +279,34 @@ def verify_command(invocation: Invocation, target: str, store: Path | None) -> N
             f"the view of {projection.name} is not what the log says: it has {found} where {expected} should be; "
             "rebuild it",
             projection=projection.name,
+        )
+
+
+def _state_of(invocation: Invocation, target: str, examine: Callable[[Source, str], Awaitable[state.Verdict]]) -> None:
+    """Examine the buckets that a target names, and fail if one is not what the log says."""
+    kinds = kinds_of(target.partition(":")[2])
+
+    async def each() -> list[state.Verdict]:
+        async with source_of(invocation) as source:
+            return [await examine(source, kind) for kind in kinds]
+
+    verdicts = wait(each())
+    for verdict in verdicts:
+        if invocation.json:
+            invocation.output.object({**asdict(verdict), "equal": verdict.equal})
+        elif verdict.equal:
+            invocation.output.text(
+                f"as of event {verdict.checkpoint}, bucket {verdict.bucket} ({verdict.keys} keys) is what the log says"
+            )
+    differences = [difference for verdict in verdicts for difference in verdict.differences]
+    if differences:
+        raise WithDetails(
+            f"{len({difference.bucket for difference in differences})} of {len(kinds)} buckets are not what the log "
+            f"says; `agentfield projections rebuild {target}` makes them anew",
+            tuple(
+                f"  {visible(each.subject)}: {each.found} instead of event {each.event}"
+                for each in differences[:_NAMED]
+            ),
         )
 
 

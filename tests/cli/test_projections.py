@@ -149,9 +149,10 @@ def test_a_paused_view_is_left_alone(cli: Cli, remember: Remember, spending: Pat
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("run", "nosuch"), "projections that ship: timeline, metrics"),
+        (("run", "nosuch"), "projections that ship: timeline, metrics, state"),
         (("run", "empty.py"), "defines no projection"),
         (("run", "timeline", "timeline"), "two projections are called 'timeline'"),
+        (("rebuild", "nosuch.py:a"), "there is no file nosuch.py"),
         (("run", "spending.py:other"), "defines no projection called 'other'"),
         (("rebuild", "wrong.py"), "not 1 to 32 of a-z"),
         (("status", "nosuch"), "there is no view of 'nosuch'"),
@@ -167,6 +168,16 @@ def test_what_cannot_be_is_refused_in_one_line(
     done = cli("projections", *arguments, "--store", store, cwd=spending.parent)
     assert done.code in (2, 3)
     assert said in done.error
+
+
+def test_the_buckets_of_the_server_are_verified_and_made_anew(cli: Cli, remember: Remember, namespace: str) -> None:
+    orders(remember, 3, 4)
+    said = f"as of event 2, bucket {namespace}-global (2 keys) is what the log says\n"
+    assert cli("projections", "verify", "state:global").out == said
+    assert cli("projections", "rebuild", "state:global").out == said
+    assert [each["keys"] for each in cli("projections", "verify", "state", "--json").objects] == [0, 0, 0, 2]
+    assert "one of workflow, session" in cli("projections", "verify", "state:every").error
+    assert "the server itself keeps the state" in cli("projections", "run", "state").error
 
 
 def test_the_timeline_finds_who_did_what(cli: Cli, remember: Remember, store: str) -> None:

@@ -52,6 +52,7 @@ ON_TOP = {"projections": words(""), "examples": words("local")}  # the demo star
 # The doors of what stands on top: the only files of it that know more of agentfield, and what they know.
 DOORS = {
     Path("projections/source.py"): words("codec errors event execution fabric memory pattern scope settings"),
+    Path("projections/buckets.py"): words("codec errors fabric scope"),
 }
 # Of agentfield itself, only the command line knows what stands on top: it is the one to whom users name it.
 KNOWS_PROJECTIONS = words("cli")
