@@ -90,6 +90,7 @@ def test_every_section_but_two_has_an_example() -> None:
     assert without == ["up", "down"]  # the one begins the page, the other ends what the rest needs
 
 
+@pytest.mark.timeout(300)  # some sixty processes one after the other, on a machine that may be busy
 def test_the_examples_print_what_the_page_says(local_cli: Cli, tmp_path: Path) -> None:
     env = {**local_cli.env, "PATH": f"{SCRIPT.parent}{os.pathsep}{os.environ['PATH']}"}
     background: list[Running] = []
