@@ -6,7 +6,6 @@ Owns: its tables, and the one way to ask them. The index of words holds no text 
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -110,7 +109,10 @@ class Moment(NamedTuple):
 
 
 def ask(view: SqliteTransaction, question: Question) -> list[Moment]:
-    """The lines that answer a question, oldest first. Raises InvalidInputError for words nothing can be found by."""
+    """The lines that answer a question, oldest first. Raises InvalidInputError for a text that no event can hold."""
+    for text in (*question.words, question.agent, question.execution, question.key):
+        if text is not None and not _is_text(text):
+            raise InvalidInputError(f"{text!r} holds what no text does: a zero byte, or half a character; leave it out")
     source, conditions, values = "events", list[str](), list[Any]()
     if question.words:
         source = "words JOIN events ON events.revision = words.rowid"
@@ -120,12 +122,7 @@ def ask(view: SqliteTransaction, question: Question) -> list[Moment]:
     where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
     order = "ASC" if question.oldest_first else "DESC"
     statement = f"SELECT {_SHOWN} FROM {source}{where} ORDER BY events.revision {order} LIMIT ?"
-    try:
-        found = [Moment(*row) for row in view.execute(statement, (*values, question.limit))]
-    except sqlite3.OperationalError as error:
-        if "fts5" not in str(error):
-            raise
-        raise InvalidInputError(f"{' '.join(question.words)!r} is nothing to search for: {error}") from None
+    found = [Moment(*row) for row in view.execute(statement, (*values, question.limit))]
     return found if question.oldest_first else found[::-1]
 
 
@@ -142,12 +139,19 @@ def _conditions(question: Question) -> Iterator[tuple[str, Any]]:
         if id is not None:
             yield "scope_id = ?", id
     if question.key is not None:
-        yield "events.key GLOB ?", _glob(question.key)
+        yield "events.key GLOB ?", glob_of(question.key)
     for point, before in ((question.since, False), (question.until, True)):
         if isinstance(point, datetime):
             yield f"at {'<' if before else '>='} ?", instant(point)
         elif point is not None:
             yield f"events.revision {'<=' if before else '>='} ?", point
+
+
+def _is_text(text: str) -> bool:
+    try:
+        return b"\0" not in text.encode()
+    except UnicodeEncodeError:
+        return False
 
 
 def _quoted(word: str) -> str:
@@ -157,7 +161,7 @@ def _quoted(word: str) -> str:
     return f'"{text}"*' if begins else f'"{text}"'
 
 
-def _glob(pattern: str) -> str:
+def glob_of(pattern: str) -> str:
     """A pattern of ours, in which a star is one or more characters, as SQLite's."""
     literal = "".join(f"[{c}]" if c in "?[" else c for c in pattern)
     return literal.replace("*", "?*")
