@@ -21,7 +21,7 @@ from agentfield import InvalidInputError, NotFoundError, ProjectionError, Unavai
 from projections.folding import BATCH, Folder, preparing
 from projections.projection import Projection, Selection, check
 from projections.source import Batch, Feed, Lease, Source, check_selection
-from projections.view import Fold, Head, Moment, Moved, Store, View
+from projections.view import Busy, Fold, Head, Moment, Moved, Store, View
 
 logger = logging.getLogger("agentfield.projections")
 
@@ -76,7 +76,7 @@ class Runner:
                 except Moved as moved:
                     logger.debug("projection %s: %s", self.name, moved)
                     await asyncio.sleep(0)
-                except UnavailableError as error:
+                except (UnavailableError, Busy) as error:
                     logger.warning("projection %s waits: %s", self.name, error)
                     await asyncio.sleep(_AGAIN)
 

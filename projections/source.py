@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -36,6 +36,8 @@ from projections.projection import Selection
 logger = logging.getLogger("agentfield.projections")
 
 _LEASE_EVENT = '{"v":1,"type":"set"}'
+_MOST_BYTES = 8 * 1024 * 1024
+"""Bytes of values after which a batch ends, so that large ones are not held by the hundred."""
 _LOOK = 0.1
 """Seconds between looks at whether the lease is ours."""
 
@@ -55,7 +57,6 @@ class Source:
 
     def __init__(self, fabric: Fabric) -> None:
         self.fabric = fabric
-        self._log_id = ""
 
     @classmethod
     @asynccontextmanager
@@ -78,13 +79,11 @@ class Source:
 
     async def log_id(self) -> str:
         """What tells this log from any other: when the server made it."""
-        if not self._log_id:
-            try:
-                info = await api(self.fabric.connection, f"STREAM.INFO.{self.fabric.log.stream}")
-            except Fault as fault:
-                raise error_of(fault, "asking which log this is") from None
-            self._log_id = f"{self.namespace}@{info['created']}"
-        return self._log_id
+        try:
+            info = await api(self.fabric.connection, f"STREAM.INFO.{self.fabric.log.stream}")
+        except Fault as fault:
+            raise error_of(fault, "asking which log this is") from None
+        return f"{self.namespace}@{info['created']}"
 
     async def last(self) -> int:
         """The log's last sequence."""
@@ -140,6 +139,7 @@ class Feed:
         self._patterns = [Pattern.parse(text) for text in selection.patterns]
         self._everything = "*" in selection.patterns
         self._resolver = Resolver(fabric)
+        self._waiting: list[Record] = []
         self._table = PreviousTable(fabric.log, filters) if previous else None
         self._reader = Reader(fabric.connection, fabric.log.stream, filters, start=start, patience=fabric.log.timeout)
 
@@ -160,16 +160,22 @@ class Feed:
 
     async def batch(self, most: int) -> Batch:
         """What has arrived, at most so many events; waits until there is something."""
-        return await self._decoded(await self._reader.some(most))
+        if not self._waiting:
+            self._waiting = await self._reader.some(most)
+        count = _within(self._waiting, _MOST_BYTES)
+        records, self._waiting = self._waiting[:count], self._waiting[count:]
+        return await self._decoded(records)
 
     async def until(self, target: int, most: int) -> AsyncIterator[Batch]:
         """Batches of at most so many events, up to sequence ``target``, which the log has reached; then the end."""
         records: list[Record] = []
+        weight = 0
         async for record in self._reader.until(target):
             records.append(record)
-            if len(records) >= most:
+            weight += _weight(record)
+            if len(records) >= most or weight >= _MOST_BYTES:
                 yield await self._decoded(records)
-                records = []
+                records, weight = [], 0
         if records:
             yield await self._decoded(records)
 
@@ -201,6 +207,25 @@ class Feed:
         if self._table is not None:
             self._table.advance(record)
         return event
+
+
+def _within(records: Sequence[Record], most: int) -> int:
+    """How many of the records come before their values reach so many bytes; at least one."""
+    weight = 0
+    for number, record in enumerate(records, 1):
+        weight += _weight(record)
+        if weight >= most:
+            return number
+    return len(records)
+
+
+def _weight(record: Record) -> int:
+    """The bytes of a record's value, wherever it lies."""
+    try:
+        reference = reference_of(record)
+    except DecodeError:
+        reference = None
+    return len(record.payload) if reference is None else reference.size
 
 
 class Lease:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+from agentfield import ProjectionError
 from projections.projection import Selection
 
 T = TypeVar("T")
@@ -24,6 +25,10 @@ Fold = Callable[[Any], Awaitable[None] | None]
 
 class Moved(Exception):
     """The view is not where this transaction expected it, is paused, or is no longer live. Nothing was changed."""
+
+
+class Busy(ProjectionError):
+    """Somebody else has kept the view to himself for longer than anything takes. Nothing was changed; try again."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,7 +75,7 @@ class DuckView(FileView):
             try:
                 return duckdb.connect(str(self.path))
             except duckdb.IOException as error:
-                if "lock" not in str(error).lower() or time.monotonic() > deadline:
+                if not self.is_busy(error) or time.monotonic() > deadline:
                     raise
                 time.sleep(_PAUSE)
 
@@ -90,6 +90,10 @@ class DuckView(FileView):
             return
         with suppress(_duckdb().TransactionException):  # there was none
             connection.rollback()
+
+    def is_busy(self, error: Exception) -> bool:
+        """Whether another process has had the file open for too long."""
+        return isinstance(error, _duckdb().IOException) and "lock" in str(error).lower()
 
     def wrap(self, connection: Any) -> DuckTransaction:
         """The connection, without what would end the transaction."""

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from agentfield import ProjectionError
 from projections.projection import Selection
-from projections.view import Fold, Head, Moment, Moved, Step
+from projections.view import Busy, Fold, Head, Moment, Moved, Step
 
 T = TypeVar("T")
 
@@ -77,6 +77,10 @@ class FileView(ABC):
     @abstractmethod
     def rows(self, view: Any) -> Iterable[Sequence[Any]]:
         """Every row that a projection has put in, in a fixed order."""
+
+    @abstractmethod
+    def is_busy(self, error: Exception) -> bool:
+        """Whether the database says that somebody else has the file to himself."""
 
     @abstractmethod
     def wrap(self, connection: Any) -> Any:
@@ -228,6 +232,8 @@ class FileView(ABC):
         try:
             return await self._in(self._thread_now(), function, *arguments)
         except (self.fault, OSError) as error:
+            if self.is_busy(error):
+                raise Busy(f"the view {self.path}: {error}", projection=self.path.parent.name) from error
             raise self._failure(str(error)) from error
 
     def _thread_now(self) -> ThreadPoolExecutor:

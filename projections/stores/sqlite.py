@@ -73,6 +73,10 @@ class SqliteView(FileView):
         finally:
             self._ending = False
 
+    def is_busy(self, error: Exception) -> bool:
+        """Whether another process has had the write lock for too long."""
+        return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
+
     def wrap(self, connection: sqlite3.Connection) -> SqliteTransaction:
         """The connection, without what would end the transaction."""
         return SqliteTransaction(connection)

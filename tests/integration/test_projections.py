@@ -2,16 +2,18 @@
 
 import asyncio
 import logging
+import sqlite3
 from collections.abc import Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from agentfield import Event, InvalidInputError, Memory, NotFoundError, ProjectionError, Scope
+from agentfield import Event, InvalidInputError, Memory, NotFoundError, ProjectionError, Scope, connect
 from agentfield.fabric.fabric import Fabric
 from projections import Projection, Runner, Source, open_store
+from projections.projection import Selection
 from projections.stores import Directory
 from projections.view import Head
 from tests.support import NatsServer, eventually
@@ -304,8 +306,6 @@ async def test_verify_names_the_row_that_differs(memory: Memory, source: Source,
 
 
 def _tamper(path: Path, statement: str) -> None:
-    import sqlite3
-
     connection = sqlite3.connect(path)
     connection.execute(statement)
     connection.commit()
@@ -356,8 +356,6 @@ async def test_several_that_catch_up_at_once_apply_every_event_once(
 async def test_a_runner_waits_out_an_outage(
     fresh_server: NatsServer, store: Directory, open_fabric: Callable[..., Awaitable[Fabric]], namespace: str
 ) -> None:
-    from agentfield import connect
-
     source = Source(await open_fabric(fresh_server))
     path = store.root / "chain.sqlite"
     async with (
@@ -370,6 +368,36 @@ async def test_a_runner_waits_out_an_outage(
         last = await write(memory, 20, start=20)
         await eventually(lambda: checkpoint_in(path) == last, within=20)
         assert chains_in(path) == await folded(memory.history("item_*"))
+
+
+async def test_large_values_are_not_held_by_the_hundred(memory: Memory, source: Source) -> None:
+    for number in range(5):
+        await memory.set(f"item_{number}", "x" * 3_000_000)
+    selection = Selection.of(Chain())
+    async with source.feed(selection, 1) as feed:
+        past = [len(batch.events) async for batch in feed.until(5, 500)]
+    async with source.feed(selection, 1) as feed:
+        live = [len((await feed.batch(500)).events) for _ in range(2)]
+    assert past == [3, 2]
+    assert max(live) <= 3
+
+
+async def test_a_view_that_another_process_keeps_to_itself_is_waited_for(
+    memory: Memory, source: Source, store: Directory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("projections.stores.sqlite._BUSY", 0.2)
+    path = store.root / "chain.sqlite"
+    await Runner(source, Chain(), store).catch_up()
+    last = await write(memory, 20)
+    with closing(sqlite3.connect(path, isolation_level=None)) as holder:
+        holder.execute("BEGIN IMMEDIATE")
+        with pytest.raises(ProjectionError, match="locked"):
+            await Runner(source, Chain(), store).catch_up()
+        async with running(Runner(source, Chain(), store)) as (task,):
+            await asyncio.wait({task}, timeout=1)
+            assert not task.done()
+            holder.execute("ROLLBACK")
+            await eventually(lambda: checkpoint_in(path) == last, within=15)
 
 
 @pytest.mark.parametrize(
