@@ -8,7 +8,7 @@ log from the start, and a rebuilt view equals the one it replaces. This package 
 from projections.projection import Projection
 from projections.runner import Runner
 from projections.source import Source
-from projections.stores import open_store
+from projections.stores import Buckets, open_store
 from projections.view import Head, Store, View
 
-__all__ = ["Head", "Projection", "Runner", "Source", "Store", "View", "open_store"]
+__all__ = ["Buckets", "Head", "Projection", "Runner", "Source", "Store", "View", "open_store"]

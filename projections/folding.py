@@ -15,7 +15,7 @@ from typing import Any
 from agentfield import Event, ProjectionError
 from projections.projection import Projection
 from projections.source import Batch, Feed
-from projections.view import Fold, Step, View
+from projections.view import Fold, Step, TooMuch, View
 
 BATCH = 500
 """Events in one transaction at most."""
@@ -55,9 +55,11 @@ class Folder:
             await self._advance(batch.events, batch.last, batch.skipped)
         except _Failed as failed:
             await self._fail(batch, failed)
+        except TooMuch as too_much:
+            await self._halve(batch, too_much)
 
     async def _advance(self, events: Sequence[Event], last: int, skipped: Sequence[int]) -> None:
-        done = sum(sequence <= last for sequence in skipped)
+        done = sum(self.checkpoint < sequence <= last for sequence in skipped)
         await self._view.advance(Step(self.checkpoint, last, len(events), done), self._fold(events))
         self.checkpoint = last
 
@@ -87,6 +89,15 @@ class Folder:
             return None
 
         return fold
+
+    async def _halve(self, batch: Batch, too_much: TooMuch) -> None:
+        """Fold one half after the other. Raises :class:`ProjectionError` if it is one event that is too much."""
+        if len(batch.events) == 1:
+            await self._fail(batch, _Failed(0, too_much))
+        half = len(batch.events) // 2
+        first, second = batch.events[:half], batch.events[half:]
+        await self.take(Batch(first[-1].revision, first, batch.skipped))
+        await self.take(Batch(batch.last, second, batch.skipped))
 
     async def _fail(self, batch: Batch, failed: _Failed) -> None:
         """Store what came before the event, note the failure, and raise it."""

@@ -18,7 +18,7 @@ from agentfield import Event, InvalidInputError, Scope
 MAX_NAME = 32
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 SCOPES = ("workflow", "session", "actor", "global")
-STORES = ("sqlite", "duckdb")
+STORES = ("sqlite", "duckdb", "bucket")
 
 
 class Projection(ABC):
@@ -37,7 +37,7 @@ class Projection(ABC):
     scopes: ClassVar[Sequence[str | Scope]] = ()
     """The scopes it hears: kinds (any id), or one :class:`~agentfield.Scope` each; none means every scope."""
     store: ClassVar[str] = "sqlite"
-    """What its view is: ``"sqlite"`` or ``"duckdb"``."""
+    """What its view is: ``"sqlite"``, ``"duckdb"`` or ``"bucket"``, a KV bucket on the server."""
     previous: ClassVar[bool] = False
     """Whether events come with ``previous_data`` and ``previous_revision``, which costs time; without it, both are
     None."""

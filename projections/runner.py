@@ -157,7 +157,7 @@ class Runner:
 
     def lease(self) -> Lease:
         """What this runner and its like compete for, as an async context manager."""
-        return self.source.lease(f"{self.name}-{self.store.identity}")
+        return self.source.lease(f"{self.name}-{self.store.identity(self.projection.store)}")
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[View]:

@@ -74,12 +74,20 @@ class Moment(NamedTuple):
     """What ``apply`` is given as the view; not to be written to."""
 
 
+class TooMuch(Exception):
+    """More was changed than fits into one transaction. Nothing was changed: take fewer events."""
+
+
 class View(Protocol):
     """One open generation of a view.
 
     Raises :class:`~agentfield.ProjectionError` when the store cannot do it (the disk is full,
     say); then nothing was changed.
     """
+
+    @property
+    def kind(self) -> str:
+        """What it is, by the word that projections use."""
 
     @property
     def place(self) -> str:
@@ -92,7 +100,10 @@ class View(Protocol):
         """Where it stands."""
 
     async def advance(self, step: Step, fold: Fold) -> None:
-        """Apply ``fold`` and move the checkpoint, both or neither. Raises :class:`Moved`, and what the fold raises."""
+        """Apply ``fold`` and move the checkpoint, both or neither.
+
+        Raises :class:`Moved`, :class:`TooMuch`, and what the fold raises.
+        """
 
     async def stop(self, error: str, sequence: int | None) -> None:
         """Note why it does not advance."""
@@ -123,9 +134,8 @@ class Store(Protocol):
     say); then nothing was changed.
     """
 
-    @property
-    def identity(self) -> str:
-        """Tells this store from every other."""
+    def identity(self, kind: str) -> str:
+        """Tells the place where views of a kind are from every other."""
 
     async def names(self) -> list[str]:
         """The views that there are."""

@@ -12,7 +12,6 @@ from typing import Any
 
 import click
 
-from agentfield.cli.connecting import connected
 from agentfield.cli.ending import WithDetails
 from agentfield.cli.invocation import Invocation, command, group
 from agentfield.cli.logs import show_life
@@ -31,9 +30,9 @@ from agentfield.errors import AgentFieldError, ConflictError, NotFoundError, Pro
 from projections import state
 from projections.buckets import kinds_of
 from projections.runner import Runner
-from projections.shipped import SHIPPED, shipped
+from projections.shipped import SHIPPED
 from projections.source import Source
-from projections.stores import Directory
+from projections.stores import Stores
 from projections.view import Head, View
 
 _COLUMNS = ("projection", "version", "state", "checkpoint", "lag", "events", "age")
@@ -44,7 +43,7 @@ _NAMED = 10
 logger = logging.getLogger("agentfield.projections")
 
 
-@command("list", takes=("namespace", "json"))
+@command("list")
 @store_option
 def list_command(invocation: Invocation, store: Path | None) -> None:
     """List the projections that ship, and every view there is."""
@@ -52,12 +51,13 @@ def list_command(invocation: Invocation, store: Path | None) -> None:
 
     async def listed() -> list[dict[str, Any]]:
         rows = []
-        names = await chosen.names()
-        for name in [*SHIPPED, *(name for name in names if name not in SHIPPED)]:
-            projection = shipped(name)
-            place = await _place(chosen, name) if name in names else None
-            summary = SHIPPED[name].summary if projection is not None else "yours"
-            rows.append({"projection": name, "view": place, "summary": summary})
+        async with source_of(invocation) as source:
+            stores = Stores(source, chosen)
+            names = await stores.names()
+            for name in [*SHIPPED, *(name for name in names if name not in SHIPPED)]:
+                place = await _place(stores, name) if name in names else None
+                summary = SHIPPED[name].summary if name in SHIPPED else "yours"
+                rows.append({"projection": name, "view": place, "summary": summary})
         return [*rows, {"projection": state.NAME, "view": "buckets of the server", "summary": state.SUMMARY}]
 
     rows = wait(listed())
@@ -88,7 +88,7 @@ def run_command(invocation: Invocation, targets: Sequence[str], once: bool, stor
 
     async def run() -> None:
         async with source_of(invocation) as source:
-            runners = [Runner(source, projection, chosen) for projection in projections]
+            runners = [Runner(source, projection, Stores(source, chosen)) for projection in projections]
             if once:
                 await _once(runners, invocation)
             else:
@@ -162,12 +162,13 @@ def status_command(invocation: Invocation, names: Sequence[str], store: Path | N
     chosen = chosen_store(invocation, store)
 
     async def look() -> list[dict[str, Any]]:
-        there = await chosen.names()
-        for name in names:
-            if name not in there:
-                raise NotFoundError(f"there is no view of {name!r} in {chosen.root}: run the projection first")
         async with source_of(invocation) as source:
-            return [row for name in names or there for row in await _status(source, chosen, name)]
+            stores = Stores(source, chosen)
+            there = await stores.names()
+            for name in names:
+                if name not in there:
+                    raise NotFoundError(f"there is no view of {name!r} in {chosen.root}: run the projection first")
+            return [row for name in names or there for row in await _status(source, stores, name)]
 
     rows = wait(look())
     if invocation.json:
@@ -184,9 +185,8 @@ def status_command(invocation: Invocation, names: Sequence[str], store: Path | N
             invocation.output.line(f"{row['projection']} stopped at event {row['failed_at']}: {visible(row['error'])}")
 
 
-async def _status(source: Source, store: Directory, name: str) -> list[dict[str, Any]]:
+async def _status(source: Source, store: Stores, name: str) -> list[dict[str, Any]]:
     rows = []
-    taken = await source.lease(f"{name}-{store.identity}").taken()
     for view, known in ((await store.live(name), ""), (await store.building(name), "rebuilding")):
         if view is None:
             continue
@@ -194,6 +194,7 @@ async def _status(source: Source, store: Directory, name: str) -> list[dict[str,
             head = await view.head()
         finally:
             await view.aclose()
+        taken = await source.lease(f"{name}-{store.identity(view.kind)}").taken()
         rows.append(await _row(source, view, head, known or _state(head, taken)))
     return rows
 
@@ -242,7 +243,7 @@ def rebuild_command(invocation: Invocation, target: str, store: Path | None) -> 
 
     async def rebuild() -> int:
         async with source_of(invocation) as source:
-            return await Runner(source, projection, chosen).rebuild()
+            return await Runner(source, projection, Stores(source, chosen)).rebuild()
 
     _say(invocation, projection.name, "checkpoint", wait(rebuild()), "was rebuilt up to event")
 
@@ -264,7 +265,7 @@ def verify_command(invocation: Invocation, target: str, store: Path | None) -> N
 
     async def verify() -> dict[str, Any]:
         async with source_of(invocation) as source:
-            verdict = await Runner(source, projection, chosen).verify()
+            verdict = await Runner(source, projection, Stores(source, chosen)).verify()
         fields = {"equal": verdict.equal, "checkpoint": verdict.checkpoint, "rows": verdict.rows}
         return {"projection": projection.name, **fields, "found": verdict.found, "expected": verdict.expected}
 
@@ -310,7 +311,7 @@ def _state_of(invocation: Invocation, target: str, examine: Callable[[Source, st
         )
 
 
-@command("pause", takes=("namespace", "json"))
+@command("pause")
 @click.argument("name")
 @store_option
 def pause_command(invocation: Invocation, name: str, store: Path | None) -> None:
@@ -318,7 +319,7 @@ def pause_command(invocation: Invocation, name: str, store: Path | None) -> None
     _pause(invocation, name, store, paused=True)
 
 
-@command("resume", takes=("namespace", "json"))
+@command("resume")
 @click.argument("name")
 @store_option
 def resume_command(invocation: Invocation, name: str, store: Path | None) -> None:
@@ -330,14 +331,15 @@ def _pause(invocation: Invocation, name: str, store: Path | None, *, paused: boo
     chosen = chosen_store(invocation, store)
 
     async def change() -> int:
-        view = await chosen.live(name)
-        if view is None:
-            raise NotFoundError(f"there is no view of {name!r} in {chosen.root}")
-        try:
-            await view.pause(paused)
-            return (await view.head()).checkpoint
-        finally:
-            await view.aclose()
+        async with source_of(invocation) as source:
+            view = await Stores(source, chosen).live(name)
+            if view is None:
+                raise NotFoundError(f"there is no view of {name!r} in {chosen.root}")
+            try:
+                await view.pause(paused)
+                return (await view.head()).checkpoint
+            finally:
+                await view.aclose()
 
     what = "is paused after event" if paused else "goes on after event"
     _say(invocation, name, "checkpoint", wait(change()), what)
@@ -351,14 +353,18 @@ def remove_command(invocation: Invocation, name: str, store: Path | None) -> Non
     chosen = chosen_store(invocation, store)
 
     async def remove() -> None:
-        async with connected(invocation) as fabric:
-            lease = Source(fabric).lease(f"{name}-{chosen.identity}")
+        async with source_of(invocation) as source:
+            stores = Stores(source, chosen)
+            view = await stores.live(name)
+            if view is None:
+                raise NotFoundError(f"there is no view of {name!r} in {chosen.root}")
+            await view.aclose()
+            lease = source.lease(f"{name}-{stores.identity(view.kind)}")
             if await lease.taken():
                 raise ConflictError(
                     name, expected=None, actual=None, message=f"{name} is being run: stop it first; nothing was removed"
                 )
-            if not await chosen.remove(name):
-                raise NotFoundError(f"there is no view of {name!r} in {chosen.root}")
+            await stores.remove(name)
             await lease.forget()
 
     wait(remove())
@@ -368,7 +374,7 @@ def remove_command(invocation: Invocation, name: str, store: Path | None) -> Non
         invocation.output.text(f"the view of {name} is removed")
 
 
-async def _place(store: Directory, name: str) -> str | None:
+async def _place(store: Stores, name: str) -> str | None:
     view = await store.live(name)
     if view is None:
         return None

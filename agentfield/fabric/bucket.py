@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from agentfield.codec import Record
 from agentfield.fabric import records
 from agentfield.fabric.connection import Connection
-from agentfield.fabric.faults import NO_MESSAGE, Fault, ServerFault, Verdict, error_of
+from agentfield.fabric.faults import Fault, ServerFault, Verdict, error_of
 from agentfield.fabric.jetstream import api
 from agentfield.fabric.reader import Reader
 
@@ -40,11 +40,14 @@ class Bucket:
                 yield record
 
     async def last(self, subject: str) -> Record | None:
-        """The bucket's last message on a subject, or on any that a filter matches, as its leader knows it."""
+        """The bucket's last message on a subject, or on any that a filter matches, as its leader knows it.
+
+        None if there is none, or no such bucket.
+        """
         try:
             answer = await api(self._connection, f"STREAM.MSG.GET.{self._stream}", {"last_by_subj": subject})
         except Fault as fault:
-            if isinstance(fault, ServerFault) and fault.err_code == NO_MESSAGE:
+            if isinstance(fault, ServerFault) and fault.verdict is Verdict.ABSENT:
                 return None
             raise error_of(fault, f"reading bucket {self.name}") from None
         return records.of_leader(answer["message"])

@@ -49,6 +49,11 @@ class FileView(ABC):
         self._turn = asyncio.Lock()
 
     @property
+    def kind(self) -> str:
+        """What it is: the file's suffix."""
+        return self.path.suffix[1:]
+
+    @property
     def place(self) -> str:
         """The file."""
         return str(self.path)

@@ -408,7 +408,7 @@ async def test_a_view_that_another_process_keeps_to_itself_is_waited_for(
         ({"patterns": ()}, "hears no pattern"),
         ({"patterns": "a>"}, "'>'"),
         ({"scopes": ("everywhere",)}, "which is none"),
-        ({"store": "paper"}, "one of sqlite, duckdb"),
+        ({"store": "paper"}, "one of sqlite, duckdb, bucket"),
     ],
 )
 def test_what_cannot_run_is_refused_before_anything_is_opened(attributes: dict[str, Any], said: str) -> None:

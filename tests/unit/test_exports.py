@@ -40,7 +40,7 @@ PUBLIC = [
     "connect",
 ]
 
-PUBLIC_OF_PROJECTIONS = ["Head", "Projection", "Runner", "Source", "Store", "View", "open_store"]
+PUBLIC_OF_PROJECTIONS = ["Buckets", "Head", "Projection", "Runner", "Source", "Store", "View", "open_store"]
 
 # `import agentfield` must not cost what a program may not use.
 LOADED_WHEN_USED = ["asyncio", "click", "litellm", "nats", "orjson", "pydantic", "rich"]
