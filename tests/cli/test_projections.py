@@ -194,14 +194,9 @@ def test_the_timeline_finds_who_did_what(cli: Cli, remember: Remember, store: st
         return [line["revision"] for line in cli("timeline", *arguments, *where).objects]
 
     assert revisions() == [1, 2, 3, 4]
-    assert revisions("refund") == [1, 2]
-    assert revisions("refund", "paid") == [2]
     assert revisions("refu*", "--session", "s-1") == [1]
-    assert revisions("--key", "ticket_*", "--limit", "2") == [2, 4]
-    assert revisions("--key", "ticket_*", "--limit", "2", "--oldest") == [1, 2]
-    assert revisions("--since", "2", "--until", "3") == [2, 3]
+    assert revisions("--key", "ticket_*", "--limit", "1", "--oldest", "--since", "2", "--until", "3") == [2]
     assert revisions('"quo"ted (', "AND") == []
-    assert revisions("--agent", "nobody") == []
     assert cli("timeline", "paid", *where).object["value"] == {"note": "Refund paid", "amount": 12}
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentfield import Event, InvalidInputError, Scope
+from agentfield import Event, InvalidInputError, Scope, Writer
 from agentfield.pattern import Pattern
 from projections import Projection
 from projections.projection import Selection, check
@@ -48,6 +48,58 @@ def test_a_timeline_matches_keys_as_patterns_do(pattern: str, key: str) -> None:
     finally:
         connection.close()
     assert bool(found) == Pattern(pattern).matches(key)
+
+
+def event(revision: int, key: str, data: Any, **fields: Any) -> Event:
+    writer = Writer(agent=fields.pop("agent", None), execution_id=fields.pop("execution", None))
+    scope = {"scope": "global", "scope_id": "global", **fields}
+    at = datetime(2026, 1, 1, 12, revision, tzinfo=UTC)
+    operation = "set" if data is not None else "delete"
+    return Event(
+        key=key,
+        data=data,
+        timestamp=at,
+        operation=operation,
+        revision=revision,
+        id=f"e{revision}",
+        writer=writer,
+        **scope,
+    )
+
+
+EVENTS = [
+    event(1, "ticket_42_message", "Where is my refund?", scope="session", scope_id="s-1", agent="triage"),
+    event(2, "ticket_43", {"note": "Refund paid"}, agent="billing", execution="x-1"),
+    event(3, "other", "[a?b*c]", execution="x-1"),
+    event(4, "ticket_43", None),
+]
+
+
+@pytest.mark.parametrize(
+    ("question", "revisions"),
+    [
+        (Question(), [1, 2, 3, 4]),
+        (Question(words=["refund"]), [1, 2]),
+        (Question(words=["REFUND", "paid"]), [2]),
+        (Question(words=["refu*"], scope=("session", None)), [1]),
+        (Question(words=["refu"]), []),
+        (Question(scope=("session", "s-2")), []),
+        (Question(words=["ticket"], agent="billing"), [2]),
+        (Question(execution="x-1"), [2, 3]),
+        (Question(key="ticket_*", limit=2), [2, 4]),
+        (Question(key="ticket_*", limit=2, oldest_first=True), [1, 2]),
+        (Question(key="ticket_43"), [2, 4]),
+        (Question(since=2, until=3), [2, 3]),
+        (Question(since=EVENTS[1].timestamp, until=EVENTS[3].timestamp), [2, 3]),
+    ],
+)
+def test_a_timeline_answers_what_was_asked(question: Question, revisions: list[int]) -> None:
+    with closing(sqlite3.connect(":memory:")) as connection:
+        view, timeline = SqliteTransaction(connection), Timeline()
+        timeline.prepare(view)
+        for each in EVENTS:
+            timeline.apply(each, view)
+        assert [moment.revision for moment in ask(view, question)] == revisions
 
 
 @pytest.mark.parametrize("question", [Question(words=["a\0"]), Question(agent="\ud800"), Question(key="\0")])
