@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import signal
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from agentfield.cli.ending import WithDetails
+from agentfield.cli.examining_buckets import examine_buckets
 from agentfield.cli.invocation import Invocation, command, group
 from agentfield.cli.logs import show_life
 from agentfield.cli.output import age, moment, visible
@@ -24,11 +21,10 @@ from agentfield.cli.projecting import (
     source_of,
     store_option,
 )
-from agentfield.cli.traces import users_frames
+from agentfield.cli.running_projections import bring_up_to_date, run_all, say_where
 from agentfield.cli.waiting import wait
-from agentfield.errors import AgentFieldError, ConflictError, NotFoundError, ProjectionError
+from agentfield.errors import ConflictError, NotFoundError, ProjectionError
 from projections import state
-from projections.buckets import kinds_of
 from projections.runner import Runner
 from projections.shipped import SHIPPED
 from projections.source import Source
@@ -36,11 +32,6 @@ from projections.stores import Stores
 from projections.view import Head, View
 
 _COLUMNS = ("projection", "version", "state", "checkpoint", "lag", "events", "age")
-
-_NAMED = 10
-"""Differences that an error names one by one."""
-
-logger = logging.getLogger("agentfield.projections")
 
 
 @command("list")
@@ -90,68 +81,11 @@ def run_command(invocation: Invocation, targets: Sequence[str], once: bool, stor
         async with source_of(invocation) as source:
             runners = [Runner(source, projection, Stores(source, chosen)) for projection in projections]
             if once:
-                await _once(runners, invocation)
+                await bring_up_to_date(runners, invocation)
             else:
-                await _run(runners)
+                await run_all(runners)
 
     wait(run())
-
-
-async def _once(runners: Sequence[Runner], invocation: Invocation) -> None:
-    failures = []
-    for runner in runners:
-        try:
-            _say(invocation, runner.name, "checkpoint", await runner.catch_up(), "is current up to event")
-        except ProjectionError as error:
-            failures.append(error)
-    if failures:
-        raise _all_of(failures)
-
-
-async def _run(runners: Sequence[Runner]) -> None:
-    """Run them until a signal, or until the last of them has stopped by itself."""
-    loop = asyncio.get_running_loop()
-    told = asyncio.Event()
-
-    def stop() -> None:
-        for each in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(each)  # a second one ends at once
-        told.set()
-
-    for each in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(each, stop)
-    tasks = [asyncio.create_task(_one(runner), name=f"run {runner.name}") for runner in runners]
-    waiting = asyncio.create_task(told.wait())
-    try:
-        running: set[asyncio.Task[Any]] = set(tasks)
-        while running and not told.is_set():
-            await asyncio.wait({*running, waiting}, return_when=asyncio.FIRST_COMPLETED)
-            running = {task for task in running if not task.done()}
-        if told.is_set():
-            return
-        raise _all_of([error for task in tasks if (error := task.result()) is not None])
-    finally:
-        for task in (*tasks, waiting):
-            task.cancel()
-        await asyncio.gather(*tasks, waiting, return_exceptions=True)
-
-
-async def _one(runner: Runner) -> AgentFieldError | None:
-    """Run one until it fails; what it failed with is told at once, since others may run on for long."""
-    try:
-        await runner.run()
-    except AgentFieldError as error:
-        logger.error("%s", error, exc_info=error.__cause__)
-        return error
-    return None
-
-
-def _all_of(failures: Sequence[AgentFieldError]) -> AgentFieldError:
-    """One error for all; with the steps through the user's code if there is just one."""
-    if len(failures) == 1:
-        cause = failures[0].__cause__
-        return WithDetails(str(failures[0]), users_frames(cause)) if cause is not None else failures[0]
-    return AgentFieldError(f"{len(failures)} projections stopped: " + "; ".join(map(str, failures)))
 
 
 @command("status")
@@ -236,7 +170,7 @@ def rebuild_command(invocation: Invocation, target: str, store: Path | None) -> 
     state:SCOPE, the server fills its buckets anew, in their place.
     """
     if is_state(target):
-        _state_of(invocation, target, state.rebuild)
+        examine_buckets(invocation, target, state.rebuild)
         return
     projection = load_projection(target)
     chosen = chosen_store(invocation, store)
@@ -245,7 +179,7 @@ def rebuild_command(invocation: Invocation, target: str, store: Path | None) -> 
         async with source_of(invocation) as source:
             return await Runner(source, projection, Stores(source, chosen)).rebuild()
 
-    _say(invocation, projection.name, "checkpoint", wait(rebuild()), "was rebuilt up to event")
+    say_where(invocation, projection.name, "checkpoint", wait(rebuild()), "was rebuilt up to event")
 
 
 @command("verify")
@@ -258,7 +192,7 @@ def verify_command(invocation: Invocation, target: str, store: Path | None) -> N
     fills.
     """
     if is_state(target):
-        _state_of(invocation, target, state.verify)
+        examine_buckets(invocation, target, state.verify)
         return
     projection = load_projection(target)
     chosen = chosen_store(invocation, store)
@@ -280,34 +214,6 @@ def verify_command(invocation: Invocation, target: str, store: Path | None) -> N
             f"the view of {projection.name} is not what the log says: it has {found} where {expected} should be; "
             "rebuild it",
             projection=projection.name,
-        )
-
-
-def _state_of(invocation: Invocation, target: str, examine: Callable[[Source, str], Awaitable[state.Verdict]]) -> None:
-    """Examine the buckets that a target names, and fail if one is not what the log says."""
-    kinds = kinds_of(target.partition(":")[2])
-
-    async def each() -> list[state.Verdict]:
-        async with source_of(invocation) as source:
-            return [await examine(source, kind) for kind in kinds]
-
-    verdicts = wait(each())
-    for verdict in verdicts:
-        if invocation.json:
-            invocation.output.object({**asdict(verdict), "equal": verdict.equal})
-        elif verdict.equal:
-            invocation.output.text(
-                f"as of event {verdict.checkpoint}, bucket {verdict.bucket} ({verdict.keys} keys) is what the log says"
-            )
-    differences = [difference for verdict in verdicts for difference in verdict.differences]
-    if differences:
-        raise WithDetails(
-            f"{len({difference.bucket for difference in differences})} of {len(kinds)} buckets are not what the log "
-            f"says; `agentfield projections rebuild {target}` makes them anew",
-            tuple(
-                f"  {visible(each.subject)}: {each.found} instead of event {each.event}"
-                for each in differences[:_NAMED]
-            ),
         )
 
 
@@ -342,7 +248,7 @@ def _pause(invocation: Invocation, name: str, store: Path | None, *, paused: boo
                 await view.aclose()
 
     what = "is paused after event" if paused else "goes on after event"
-    _say(invocation, name, "checkpoint", wait(change()), what)
+    say_where(invocation, name, "checkpoint", wait(change()), what)
 
 
 @command("remove")
@@ -384,13 +290,6 @@ async def _place(store: Stores, name: str) -> str | None:
 
 def _plain(row: Sequence[Any] | None) -> list[Any] | None:
     return None if row is None else [cell if isinstance(cell, str | int | float | None) else str(cell) for cell in row]
-
-
-def _say(invocation: Invocation, name: str, field: str, value: int, what: str) -> None:
-    if invocation.json:
-        invocation.output.object({"projection": name, field: value})
-    else:
-        invocation.output.text(f"{name} {what} {value}")
 
 
 projections_command = group(
