@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 # pip understands dependency groups since 25.1.
 PIP_ITSELF := 'pip>=25.1'
-DEVELOPMENT := --editable '.[ai,speed]' --group dev
+DEVELOPMENT := --editable '.[ai,duckdb,speed]' --group dev
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 SOAK_ARGS ?=
@@ -34,7 +34,8 @@ fi
 endef
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-long check lint format types lower-bounds lower-bounds-short bench soak clean distclean
+.PHONY: help demo test test-long check lint format types lower-bounds lower-bounds-short bench soak soak-projections \
+	clean distclean
 
 help:
 	@echo "make demo          run the example: nine agents that share memory, on a server of their own"
@@ -44,7 +45,7 @@ help:
 	@echo "make test-long     the tests that take chances, for longer: faults at random, seams under load, slow handlers"
 	@echo "make lower-bounds  unit and integration tests on the lowest dependency versions pyproject.toml allows"
 	@echo "make bench         measure against raw NATS, side by side"
-	@echo "make soak          run for long under load and faults"
+	@echo "make soak          run for long under load and faults; make soak-projections: kill projectors for long"
 	@echo "make clean         remove what builds and tests left; make distclean: the environments too"
 
 # On a model stand-in, unless AGENTFIELD_AI_MODEL names a real one.
@@ -87,6 +88,10 @@ bench: $(VENV)/.installed-development
 
 soak: $(VENV)/.installed-development
 	$(BIN)/python -m benchmarks.soak $(SOAK_ARGS)
+
+# A projector is killed 50 times while it projects 100,000 events; `make test` does the same in short.
+soak-projections: $(VENV)/.installed-development
+	AGENTFIELD_TEST_KILLS=50 AGENTFIELD_TEST_EVENTS=100000 $(BIN)/python -m pytest tests/integration/test_projections_killed.py
 
 clean:
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

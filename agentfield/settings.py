@@ -24,7 +24,7 @@ VARIABLES: Mapping[str, str] = MappingProxyType(
         "AGENTFIELD_NATS_URL": "the NATS server to use; without it and NATS_URL, the local embedded server",
         "NATS_URL": "the same, for every NATS tool; AGENTFIELD_NATS_URL comes first",
         "AGENTFIELD_NAMESPACE": f"prefixes every stream, bucket and subject; default {DEFAULT_NAMESPACE}",
-        "AGENTFIELD_HOME": "where the embedded server keeps its data; default: the user's data directory",
+        "AGENTFIELD_HOME": "where the embedded server's data and views are; default: the user's data directory",
         "AGENTFIELD_WORKFLOW_GRACE": "seconds an unused workflow's keys are kept; default 86400; off: for ever",
         "AGENTFIELD_SESSION_IDLE": "seconds an unused session's keys are kept; default 2592000; off: for ever",
         "AGENTFIELD_MAX_DEPTH": f"handlers that may start one another in a row; default {DEFAULT_MAX_DEPTH}",

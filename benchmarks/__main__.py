@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from rich.console import Console
 
 from agentfield.version import __version__
-from benchmarks import cached, concurrent, contention, expiring, handlers, past, single, starting, together
+from benchmarks import cached, concurrent, contention, expiring, handlers, past, projecting, single, starting, together
 from benchmarks.report import Table
 from benchmarks.surroundings import Surroundings, surroundings
 
@@ -32,6 +32,8 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "applied": cached.applied,
     "latency": handlers.latency,
     "handled": handlers.handled,
+    "projected": projecting.projected,
+    "projecting-memory": projecting.memory_of_projecting,
     "increments": contention.increments,
     "expiring": expiring.expiring,
     "as_of": past.as_of,

@@ -34,7 +34,7 @@ def load_agents(targets: Sequence[str]) -> list[Agent]:
     agents: list[Agent] = []
     for target in targets:
         with collecting() as made:
-            module = _import(target)
+            module = import_target(target)
         found = list(_agents_of(module, made))
         if not found:
             raise InvalidInputError(
@@ -48,7 +48,11 @@ def load_agents(targets: Sequence[str]) -> list[Agent]:
     return agents
 
 
-def _import(target: str) -> ModuleType:
+def import_target(target: str) -> ModuleType:
+    """The module that a file's path or a module's name stands for, imported as ``python`` would.
+
+    Raises InvalidInputError if there is none, :class:`WithDetails` for an error in the user's code.
+    """
     path = Path(target)
     if path.is_dir():
         raise InvalidInputError(f"{target} is a directory: name the files in it, for example {target.rstrip('/')}/*.py")

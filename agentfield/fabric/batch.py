@@ -17,6 +17,7 @@ import orjson
 from agentfield.codec import EVENT_ID
 from agentfield.errors import ClosedError, InvalidInputError, OutcomeUnknownError, UnavailableError
 from agentfield.execution import new_id
+from agentfield.fabric.connection import Connection
 from agentfield.fabric.faults import Fault, NoAnswerFault, NoRespondersFault, ServerFault, Verdict, error_of
 from agentfield.fabric.jetstream import ATTEMPT, backoff
 from agentfield.fabric.log import EXPECTED, EXPECTED_ON, Conflict, Log
@@ -79,7 +80,8 @@ async def append_batch(log: Log, items: Sequence[BatchItem], *, repeated: bool =
             async with asyncio.timeout_at(deadline):
                 await log.batches.acquire()
             try:
-                return await _try(log, items, min(ATTEMPT, max(0.001, deadline - loop.time())))
+                limit = min(ATTEMPT, max(0.001, deadline - loop.time()))
+                return await send_together(log.connection, items, limit)
             finally:
                 log.batches.release()
         except TimeoutError:
@@ -136,17 +138,18 @@ def _unknown(log: Log, items: Sequence[BatchItem]) -> OutcomeUnknownError:
     )
 
 
-async def _try(log: Log, items: Sequence[BatchItem], timeout: float) -> int:
+async def send_together(connection: Connection, items: Sequence[BatchItem], timeout: float) -> int:
+    """Store all items in their stream, or none; return the sequence of the last. Once: raises the faults themselves."""
     *before, last = [expecting(item.headers, item.subject, item.expectation) for item in items]
     if before:  # one message alone is atomic as it is, and a batch costs the server ten times as much
         batch = new_id()
         for number, (item, headers) in enumerate(zip(items, before, strict=False), 1):
             headers |= {_BATCH_ID: batch, _BATCH_SEQUENCE: str(number)}
-            await log.connection.publish(item.subject, item.payload, headers)
+            await connection.publish(item.subject, item.payload, headers)
             if number % _AT_A_TIME == 0:
                 await asyncio.sleep(0)
         last |= {_BATCH_ID: batch, _BATCH_SEQUENCE: str(len(items)), _BATCH_COMMIT: "1"}
-    answer = await log.connection.request(items[-1].subject, items[-1].payload, last, timeout=timeout)
+    answer = await connection.request(items[-1].subject, items[-1].payload, last, timeout=timeout)
     outcome = orjson.loads(answer.payload)
     if "error" in outcome:
         raise ServerFault.of(outcome["error"])

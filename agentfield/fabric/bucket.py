@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 from agentfield.codec import Record
+from agentfield.fabric import records
 from agentfield.fabric.connection import Connection
-from agentfield.fabric.faults import Fault, error_of
+from agentfield.fabric.faults import Fault, ServerFault, Verdict, error_of
 from agentfield.fabric.jetstream import api
 from agentfield.fabric.reader import Reader
 
@@ -37,6 +38,27 @@ class Bucket:
         async with Reader(self._connection, self._stream, [], start=start) as reader:
             async for record in reader.until(target):
                 yield record
+
+    async def last(self, subject: str) -> Record | None:
+        """The bucket's last message on a subject, or on any that a filter matches, as its leader knows it.
+
+        None if there is none, or no such bucket.
+        """
+        try:
+            answer = await api(self._connection, f"STREAM.MSG.GET.{self._stream}", {"last_by_subj": subject})
+        except Fault as fault:
+            if isinstance(fault, ServerFault) and fault.verdict is Verdict.ABSENT:
+                return None
+            raise error_of(fault, f"reading bucket {self.name}") from None
+        return records.of_leader(answer["message"])
+
+    async def remove(self) -> None:
+        """Remove the bucket as a whole: the log is not touched, and whoever provides the topology makes it anew."""
+        try:
+            await api(self._connection, f"STREAM.DELETE.{self._stream}")
+        except Fault as fault:
+            if not (isinstance(fault, ServerFault) and fault.verdict is Verdict.ABSENT):
+                raise error_of(fault, f"removing bucket {self.name}") from None
 
     async def purge(self, subject: str, sequence: int) -> None:
         """Remove what the bucket holds under ``subject`` up to and including its own ``sequence``."""

@@ -281,6 +281,24 @@ class Reader:
                 raise NotFoundError(str(fault)) from None
             raise error_of(fault, f"reading {self._stream}") from None
 
+    async def some(self, most: int) -> list[Record]:
+        """The next events: those that have arrived, at least one and at most ``most``. Waits for the first.
+
+        Raises :class:`ClosedError` once the reader or its connection is closed.
+        """
+        taken: list[Record] = []
+        while not taken or (len(taken) < most and self._event_arrived()):
+            delivery = await self._deliver()
+            if delivery is not None:
+                taken.append(delivery.record)
+            elif taken:
+                break
+        return taken
+
+    def _event_arrived(self) -> bool:
+        """Whether the next delivery is there, so that to take it is not to wait."""
+        return bool(self._arrived) and f".{self._name}." in self._arrived[0].reply
+
     async def follow(self) -> AsyncGenerator[Record, None]:
         """Events without end, the past first; returns when the reader is closed."""
         while not self._closed:

@@ -38,7 +38,7 @@ def commands(name: str) -> dict[str, click.Command]:
 
 
 def options(name: str) -> set[str]:
-    parameters = [parameter for each in commands(name).values() for parameter in each.params]
+    parameters = [parameter for each in (command(name), *commands(name).values()) for parameter in each.params]
     found = [each for each in parameters if isinstance(each, click.Option) and each.expose_value]
     return {option for each in found for option in each.opts}
 
@@ -105,6 +105,7 @@ def test_every_section_but_two_has_an_example() -> None:
     assert without == ["up", "down"]  # the one begins the page, the other ends what the rest needs
 
 
+@pytest.mark.timeout(300)  # some sixty processes one after the other, on a machine that may be busy
 def test_the_examples_print_what_the_page_says(local_cli: Cli, tmp_path: Path) -> None:
     env = {**local_cli.env, "PATH": f"{SCRIPT.parent}{os.pathsep}{os.environ['PATH']}"}
     background: list[Running] = []

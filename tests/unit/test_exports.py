@@ -46,6 +46,8 @@ PUBLIC = [
     "connect",
 ]
 
+PUBLIC_OF_PROJECTIONS = ["Buckets", "Head", "Projection", "Runner", "Source", "Store", "View", "open_store"]
+
 # `import agentfield` must not cost what a program may not use.
 LOADED_WHEN_USED = ["asyncio", "click", "litellm", "nats", "orjson", "pydantic", "rich"]
 
@@ -64,6 +66,12 @@ def test_the_public_names_are_these() -> None:
     assert agentfield.__all__ == PUBLIC
     assert sorted(PUBLIC) == PUBLIC
     assert set(PUBLIC) <= set(dir(agentfield))
+
+
+def test_the_public_names_of_projections_are_these() -> None:
+    projections = importlib.import_module("projections")
+    assert projections.__all__ == PUBLIC_OF_PROJECTIONS
+    assert all(inspect.getdoc(getattr(projections, name)) for name in PUBLIC_OF_PROJECTIONS)
 
 
 @pytest.mark.parametrize("name", PUBLIC)

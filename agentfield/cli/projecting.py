@@ -1,0 +1,120 @@
+"""From what the user names to a projection, and to the place where its view lives.
+
+Owns: the names of projections that ship, the ones in a user's file or module, and ``--store``. Must not know: what is
+then done with them.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from agentfield.cli.connecting import connected, place
+from agentfield.cli.invocation import Invocation
+from agentfield.cli.loading import import_target
+from agentfield.errors import InvalidInputError
+from agentfield.settings import Settings
+from projections import state
+from projections.projection import Projection, check
+from projections.shipped import SHIPPED, shipped
+from projections.source import Source
+from projections.stores import Directory, open_store
+
+_DIRECTORY = "projections"
+
+
+def store_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Gives a command ``--store``; its function gets the directory as ``store``, or None."""
+
+    @click.option(
+        "--store",
+        type=click.Path(file_okay=False, path_type=Path),
+        metavar="DIRECTORY",
+        help="Where views live.  [default: projections/NAMESPACE in $AGENTFIELD_HOME]",
+    )
+    @functools.wraps(function)
+    def with_store(*args: Any, **options: Any) -> Any:
+        return function(*args, **options)
+
+    return with_store
+
+
+def chosen_store(invocation: Invocation, directory: Path | None) -> Directory:
+    """The store in that directory, or else the namespace's own under agentfield's home."""
+    return open_store(directory or Settings.load().home / _DIRECTORY / place(invocation).namespace)
+
+
+@asynccontextmanager
+async def source_of(invocation: Invocation) -> AsyncIterator[Source]:
+    """The log that a command means. Raises what connecting raises."""
+    async with connected(invocation) as fabric:
+        yield Source(fabric)
+
+
+def is_state(target: str) -> bool:
+    """Whether a target names buckets: ``state``, or ``state:SCOPE``."""
+    return target.partition(":")[0] == state.NAME
+
+
+def load_projections(targets: Sequence[str]) -> list[Projection]:
+    """The projections that these targets name: shipped ones, or FILE_OR_MODULE[:NAME].
+
+    Raises InvalidInputError if one cannot be found, or two have the same name; and as importing raises.
+    """
+    found: dict[str, Projection] = {}
+    for target in targets:
+        for projection in _load(target):
+            if projection.name in found:
+                raise InvalidInputError(f"two projections are called {projection.name!r}: name one of them anew")
+            found[projection.name] = projection
+    return list(found.values())
+
+
+def load_projection(target: str) -> Projection:
+    """The one projection that a target names. Raises as :func:`load_projections`, and if it names several."""
+    found = load_projections([target])
+    if len(found) > 1:
+        names = ", ".join(f"{target}:{projection.name}" for projection in found)
+        raise InvalidInputError(f"{target} defines several projections: choose one of {names}")
+    return found[0]
+
+
+def _load(target: str) -> list[Projection]:
+    if is_state(target):
+        raise InvalidInputError("the server itself keeps the state: verify it, or rebuild it")
+    built_in = shipped(target)
+    if built_in is not None:
+        return [built_in]
+    module_name, colon, wanted = target.rpartition(":")
+    if not colon:
+        module_name, wanted = target, ""
+    try:
+        module = import_target(module_name)
+    except InvalidInputError as error:
+        raise InvalidInputError(f"{error}; projections that ship: {', '.join([*SHIPPED, state.NAME])}") from None
+    found = [projection for projection in _defined(vars(module), module.__name__) if wanted in ("", projection.name)]
+    if not found:
+        named = f" called {wanted!r}" if wanted else ""
+        raise InvalidInputError(f"{module_name} defines no projection{named}: subclass projections.Projection in it")
+    return found
+
+
+def _defined(names: dict[str, Any], module: str) -> list[Projection]:
+    """The projections a module makes, and those of its classes that need nothing to be made."""
+    made = [check(value) for value in names.values() if isinstance(value, Projection)]
+    kinds = {type(projection) for projection in made}
+    for value in names.values():
+        own = isinstance(value, type) and issubclass(value, Projection) and value.__module__ == module
+        if own and value not in kinds and not getattr(value, "__abstractmethods__", None):
+            try:
+                made.append(check(value()))
+            except TypeError as error:
+                raise InvalidInputError(
+                    f"{value.__name__} cannot be made without arguments ({error}): make one in the file"
+                ) from None
+    return made

@@ -1,0 +1,83 @@
+"""Running projections until a signal: each by itself, so that one that fails stops alone."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Sequence
+from typing import Any
+
+from agentfield.cli.ending import WithDetails
+from agentfield.cli.invocation import Invocation
+from agentfield.cli.traces import users_frames
+from agentfield.errors import AgentFieldError, ProjectionError
+from projections.runner import Runner
+
+logger = logging.getLogger("agentfield.projections")
+
+
+async def bring_up_to_date(runners: Sequence[Runner], invocation: Invocation) -> None:
+    """Bring one view after the other up to date. Raises one error for all that failed, when all have had their turn."""
+    failures = []
+    for runner in runners:
+        try:
+            say_where(invocation, runner.name, "checkpoint", await runner.catch_up(), "is current up to event")
+        except ProjectionError as error:
+            failures.append(error)
+    if failures:
+        raise _all_of(failures)
+
+
+async def run_all(runners: Sequence[Runner]) -> None:
+    """Run them until a signal, or until the last of them has stopped by itself."""
+    loop = asyncio.get_running_loop()
+    told = asyncio.Event()
+
+    def stop() -> None:
+        for each in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(each)  # a second one ends at once
+        told.set()
+
+    for each in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(each, stop)
+    tasks = [asyncio.create_task(_one(runner), name=f"run {runner.name}") for runner in runners]
+    waiting = asyncio.create_task(told.wait())
+    try:
+        running: set[asyncio.Task[Any]] = set(tasks)
+        while running and not told.is_set():
+            await asyncio.wait({*running, waiting}, return_when=asyncio.FIRST_COMPLETED)
+            running = {task for task in running if not task.done()}
+        if told.is_set():
+            return
+        raise _all_of([error for task in tasks if (error := task.result()) is not None])
+    finally:
+        for task in (*tasks, waiting):
+            task.cancel()
+        await asyncio.gather(*tasks, waiting, return_exceptions=True)
+
+
+async def _one(runner: Runner) -> AgentFieldError | None:
+    """Run one until it fails; what it failed with is told at once, since others may run on for long."""
+    try:
+        await runner.run()
+    except AgentFieldError as error:
+        logger.error("%s", error, exc_info=error.__cause__)
+        return error
+    return None
+
+
+def _all_of(failures: Sequence[AgentFieldError]) -> AgentFieldError:
+    """One error for all; with the steps through the user's code if there is just one."""
+    if len(failures) == 1:
+        cause = failures[0].__cause__
+        return WithDetails(str(failures[0]), users_frames(cause)) if cause is not None else failures[0]
+    return AgentFieldError(f"{len(failures)} projections stopped: " + "; ".join(map(str, failures)))
+
+
+def say_where(invocation: Invocation, name: str, field: str, value: int, what: str) -> None:
+    """Print where a view stands, in words or as an object."""
+    if invocation.json:
+        invocation.output.object({"projection": name, field: value})
+    else:
+        invocation.output.text(f"{name} {what} {value}")

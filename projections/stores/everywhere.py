@@ -1,0 +1,75 @@
+"""All stores as one: files in a directory, and buckets on the server. Who looks for a view need not know its kind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from agentfield import InvalidInputError
+from projections.source import Source
+from projections.stores.bucket import KIND, Buckets
+from projections.stores.directory import Directory
+from projections.view import Fold, Head, Store, View
+
+
+class Stores:
+    """The store of a directory and of a source's server: a view lives in one of them, by what its projection says."""
+
+    def __init__(self, source: Source, directory: Directory) -> None:
+        self.directory = directory
+        self.buckets = Buckets(source)
+
+    @property
+    def root(self) -> Path:
+        """The directory."""
+        return self.directory.root
+
+    def identity(self, kind: str) -> str:
+        """Tells the place where views of a kind are from every other."""
+        return self._of(kind).identity(kind)
+
+    async def names(self) -> list[str]:
+        """The views that there are."""
+        return sorted({*await self.directory.names(), *await self.buckets.names()})
+
+    async def live(self, name: str) -> View | None:
+        """The live generation of a view, or None."""
+        return await self.directory.live(name) or await self.buckets.live(name)
+
+    async def building(self, name: str) -> View | None:
+        """The generation that a rebuild has begun, or None."""
+        return await self.directory.building(name) or await self.buckets.building(name)
+
+    async def create(self, kind: str, head: Head, prepare: Fold) -> View:
+        """A new, empty generation. Raises InvalidInputError if the view is where views of this kind are not."""
+        store = self._of(kind)
+        other: Store = self.directory if store is self.buckets else self.buckets
+        if head.name in await other.names():
+            raise InvalidInputError(
+                f"the view of {head.name} is not a {kind} yet, and cannot become one in one step: remove it first "
+                "(`agentfield projections remove`), or give the projection another name"
+            )
+        return await store.create(kind, head, prepare)
+
+    async def scratch(self, kind: str, head: Head, prepare: Fold) -> View:
+        """An empty view of nobody's, which is gone when it is closed."""
+        return await self._of(kind).scratch(kind, head, prepare)
+
+    async def switch(self, name: str, generation: int) -> None:
+        """Make a generation the live one."""
+        await (await self._with(name)).switch(name, generation)
+
+    async def discard(self, name: str, generation: int) -> None:
+        """Remove a generation that is not live."""
+        await (await self._with(name)).discard(name, generation)
+
+    async def remove(self, name: str) -> bool:
+        """Remove a view with all its generations; whether there was one."""
+        removed = [await store.remove(name) for store in (self.directory, self.buckets)]
+        return any(removed)
+
+    def _of(self, kind: str) -> Store:
+        return self.buckets if kind == KIND else self.directory
+
+    async def _with(self, name: str) -> Store:
+        """The store that a view lives in."""
+        return self.buckets if name in await self.buckets.names() else self.directory

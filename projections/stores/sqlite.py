@@ -1,0 +1,100 @@
+"""Views in SQLite, of the standard library: one file each, which any number of processes read while it is written."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from projections.stores.sql import HEAD, FileView
+
+_BUSY = 30.0
+"""Seconds that a writer waits for another one: as long as a rebuild may hold a view to take its place."""
+
+
+class SqliteTransaction:
+    """What ``apply`` works on: a SQLite connection inside the runner's transaction."""
+
+    __slots__ = ("execute", "executemany")
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self.execute = connection.execute
+        """Run one statement with its parameters; returns a cursor."""
+        self.executemany = connection.executemany
+        """Run one statement with each of many sets of parameters."""
+
+
+class SqliteView(FileView):
+    """A view in a SQLite file."""
+
+    def __init__(self, path: Path, good: Callable[[], bool]) -> None:
+        super().__init__(path, good)
+        self._ending = False
+
+    @property
+    def fault(self) -> type[Exception]:
+        """The root of what SQLite raises."""
+        return sqlite3.Error
+
+    def connect(self, *, fresh: bool) -> sqlite3.Connection:
+        """A connection in write-ahead mode: a crash of the process loses nothing, one of the machine the newest."""
+        mode = "rwc" if fresh else "rw"
+        connection = sqlite3.connect(
+            f"{self.path.as_uri()}?mode={mode}",
+            uri=True,
+            timeout=_BUSY,
+            isolation_level=None,
+            check_same_thread=False,  # one at a time, and the thread or the event loop
+            cached_statements=256,
+        )
+        # Head and content are synchronised together, so what a power cut takes is projected again.
+        connection.execute("PRAGMA synchronous = NORMAL")
+        if fresh:
+            connection.execute("PRAGMA journal_mode = WAL")
+        connection.set_authorizer(self._authorize)
+        return connection
+
+    def _authorize(self, action: int, argument: str | None, *_: str | None) -> int:
+        """Lets only us end a transaction. Asked when a statement is compiled, so it costs nothing for each event."""
+        ends = action == sqlite3.SQLITE_TRANSACTION and argument != "BEGIN"
+        return sqlite3.SQLITE_DENY if ends and not self._ending else sqlite3.SQLITE_OK
+
+    def begin(self, connection: sqlite3.Connection, *, write: bool) -> None:
+        """Begin; one that writes gets the file's one write lock."""
+        connection.execute("BEGIN IMMEDIATE" if write else "BEGIN")
+
+    def end(self, connection: sqlite3.Connection, *, keep: bool) -> None:
+        """Commit or roll back, if a transaction is open."""
+        self._ending = True
+        try:
+            # Methods, since the statements they compile are not kept where others could use them again.
+            (connection.commit if keep else connection.rollback)()
+        finally:
+            self._ending = False
+
+    def is_busy(self, error: Exception) -> bool:
+        """Whether another process has had the write lock for too long."""
+        return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
+
+    def wrap(self, connection: sqlite3.Connection) -> SqliteTransaction:
+        """The connection, without what would end the transaction."""
+        return SqliteTransaction(connection)
+
+    async def rest(self) -> None:
+        """Nothing to do: any number of processes may have the file open."""
+
+    def rows(self, view: Any) -> Iterable[Sequence[Any]]:
+        """The rows of every ordinary table, in the order of its columns, without what indices derive."""
+        yield from _rows(view)
+
+
+def _rows(view: SqliteTransaction) -> Iterator[Sequence[Any]]:
+    tables = view.execute("PRAGMA table_list").fetchall()
+    for _, table, kind, columns, *_ in sorted(tables):
+        if kind != "table" or table == HEAD or table.startswith("sqlite_"):
+            continue
+        name = '"' + table.replace('"', '""') + '"'
+        order = ", ".join(str(number + 1) for number in range(columns))
+        for row in view.execute(f"SELECT * FROM {name} ORDER BY {order}"):
+            yield (table, *row)

@@ -1,0 +1,235 @@
+"""``agentfield projections``, ``timeline`` and ``metrics``: views of the log, from a terminal."""
+
+import json
+import signal
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentfield import Memory
+from tests.cli.command import Cli
+from tests.cli.conftest import Remember
+from tests.support import wait_until
+
+SPENDING = """\
+from projections import Projection
+
+
+class Spending(Projection):
+    name = "spending"
+    patterns = "order_*"
+    {more}
+
+    def prepare(self, view):
+        view.execute("CREATE TABLE spending (customer TEXT PRIMARY KEY, total REAL)")
+
+    def apply(self, event, view):
+        view.execute(
+            "INSERT INTO spending VALUES (?, ?) ON CONFLICT DO UPDATE SET total = total + excluded.total",
+            (event.data["customer"], float(event.data["amount"])),
+        )
+"""
+
+
+@pytest.fixture
+def spending(tmp_path: Path) -> Path:
+    path = tmp_path / "spending.py"
+    path.write_text(SPENDING.format(more=""))
+    return path
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> str:
+    return str(tmp_path / "views")
+
+
+def orders(remember: Remember, *amounts: Any) -> None:
+    async def write(memory: Memory) -> None:
+        for number, amount in enumerate(amounts):
+            await memory.set(f"order_{number}", {"customer": "ann", "amount": amount})
+
+    remember(write)
+
+
+def totals(store: str) -> list[Any]:
+    connection = sqlite3.connect(f"file:{store}/spending.sqlite?mode=ro", uri=True)
+    try:
+        return connection.execute("SELECT customer, total FROM spending").fetchall()
+    finally:
+        connection.close()
+
+
+def test_a_projection_of_a_users_file_lives_through_every_command(
+    cli: Cli, remember: Remember, spending: Path, store: str
+) -> None:
+    orders(remember, 3, 4)
+    where = ("--store", store)
+    assert cli("projections", "run", "--once", str(spending), *where).out == "spending is current up to event 2\n"
+    assert totals(store) == [("ann", 7.0)]
+    orders(remember, 5)
+    (status,) = cli("projections", "status", "--json", *where).objects
+    assert {name: status[name] for name in ("projection", "version", "state", "checkpoint", "lag", "events")} == {
+        "projection": "spending", "version": 1, "state": "idle", "checkpoint": 2, "lag": 1, "events": 2,
+    }  # fmt: skip
+    assert cli("projections", "rebuild", str(spending), *where).out == "spending was rebuilt up to event 3\n"
+    assert totals(store) == [("ann", 12.0)]
+    assert cli("projections", "verify", str(spending), *where, "--json").object["equal"]
+    assert "spending" in cli("projections", "list", *where).out
+    assert cli("projections", "remove", "spending", *where).out == "the view of spending is removed\n"
+    again = cli("projections", "remove", "spending", *where)
+    assert (again.code, again.error.split(" in ")[0]) == (3, "there is no view of 'spending'")
+
+
+def test_views_live_beside_the_embedded_server_by_default(
+    cli: Cli, remember: Remember, spending: Path, tmp_path: Path, namespace: str
+) -> None:
+    orders(remember, 1)
+    cli.env["AGENTFIELD_HOME"] = str(tmp_path / "home")
+    assert cli("projections", "run", "--once", str(spending)).code == 0
+    assert totals(str(tmp_path / "home" / "projections" / namespace)) == [("ann", 1.0)]
+
+
+def test_verify_fails_where_a_view_is_not_what_the_log_says(
+    cli: Cli, remember: Remember, spending: Path, store: str
+) -> None:
+    orders(remember, 3)
+    cli("projections", "run", "--once", str(spending), "--store", store)
+    connection = sqlite3.connect(f"{store}/spending.sqlite")
+    connection.execute("UPDATE spending SET total = 1")
+    connection.commit()
+    connection.close()
+    done = cli("projections", "verify", str(spending), "--store", store)
+    assert done.code == 1
+    assert "it has ('spending', 'ann', 1.0) where ('spending', 'ann', 3.0) should be" in done.error
+
+
+def test_one_that_fails_is_told_of_while_the_other_runs_on(
+    cli: Cli, remember: Remember, spending: Path, store: str
+) -> None:
+    orders(remember, 3, "many")
+    running = cli.start("projections", "run", str(spending), "metrics", "--store", store)
+    try:
+        assert "projection spending stopped at event 2, 'order_1'" in running.wait_line("stopped at event")
+
+        def caught_up() -> bool:
+            rows = cli("projections", "status", "--json", "--store", store).objects
+            states = {row["projection"]: (row["state"], row["checkpoint"], row["failed_at"]) for row in rows}
+            return states == {"spending": ("stopped", 1, 2), "metrics": ("running", 2, None)}
+
+        wait_until(caught_up, within=20, what="metrics runs, spending has stopped")
+        refused = cli("projections", "remove", "metrics", "--store", store)
+        assert (refused.code, refused.error) == (3, "metrics is being run: stop it first; nothing was removed")
+    finally:
+        assert running.end(signal.SIGTERM).code == 0
+
+
+def test_when_all_have_stopped_the_command_fails(cli: Cli, remember: Remember, spending: Path, store: str) -> None:
+    orders(remember, "many")
+    for once in ((), ("--once",)):
+        done = cli("projections", "run", str(spending), "--store", store, *once)
+        assert done.code == 1
+        assert "error: projection spending stopped at event 1, 'order_0'" in done.err
+        assert "spending.py:" in done.err, "the place in the user's code is missing"
+
+
+def test_a_paused_view_is_left_alone(cli: Cli, remember: Remember, spending: Path, store: str) -> None:
+    orders(remember, 3)
+    where = ("--store", store)
+    cli("projections", "run", "--once", str(spending), *where)
+    assert cli("projections", "pause", "spending", *where).out == "spending is paused after event 1\n"
+    orders(remember, 4)
+    assert cli("projections", "run", "--once", str(spending), *where).out == "spending is current up to event 1\n"
+    assert cli("projections", "status", "spending", "--json", *where).object["state"] == "paused"
+    assert cli("projections", "resume", "spending", *where).out == "spending goes on after event 1\n"
+    assert cli("projections", "run", "--once", str(spending), *where).out == "spending is current up to event 2\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("run", "nosuch"), "projections that ship: timeline, metrics, state"),
+        (("run", "empty.py"), "defines no projection"),
+        (("run", "timeline", "timeline"), "two projections are called 'timeline'"),
+        (("rebuild", "nosuch.py:a"), "there is no file nosuch.py"),
+        (("run", "spending.py:other"), "defines no projection called 'other'"),
+        (("rebuild", "wrong.py"), "not 1 to 32 of a-z"),
+        (("status", "nosuch"), "there is no view of 'nosuch'"),
+        (("pause", "nosuch"), "there is no view of 'nosuch'"),
+        (("verify", "timeline"), "there is no view of 'timeline'"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(
+    cli: Cli, spending: Path, store: str, arguments: tuple[str, ...], said: str
+) -> None:
+    (spending.parent / "empty.py").write_text("")
+    (spending.parent / "wrong.py").write_text(SPENDING.format(more="").replace('name = "spending"', 'name = "My view"'))
+    done = cli("projections", *arguments, "--store", store, cwd=spending.parent)
+    assert done.code in (2, 3)
+    assert said in done.error
+
+
+def test_the_buckets_of_the_server_are_verified_and_made_anew(cli: Cli, remember: Remember, namespace: str) -> None:
+    orders(remember, 3, 4)
+    said = f"as of event 2, bucket {namespace}-global (2 keys) is what the log says\n"
+    assert cli("projections", "verify", "state:global").out == said
+    assert cli("projections", "rebuild", "state:global").out == said
+    assert [each["keys"] for each in cli("projections", "verify", "state", "--json").objects] == [0, 0, 0, 2]
+    assert "one of workflow, session" in cli("projections", "verify", "state:every").error
+    assert "the server itself keeps the state" in cli("projections", "run", "state").error
+
+
+def test_the_timeline_finds_who_did_what(cli: Cli, remember: Remember, store: str) -> None:
+    async def write(memory: Memory) -> None:
+        await memory.session("s-1").set("ticket_42_message", "Where is my refund?")
+        await memory.set("ticket_43", {"note": "Refund paid", "amount": 12})
+        await memory.set("other", "[a?b*c]")
+        await memory.delete("ticket_43")
+
+    remember(write)
+    where = ("--store", store, "--json")
+
+    def revisions(*arguments: str) -> list[int]:
+        return [line["revision"] for line in cli("timeline", *arguments, *where).objects]
+
+    assert revisions() == [1, 2, 3, 4]
+    assert revisions("refu*", "--session", "s-1") == [1]
+    assert revisions("--key", "ticket_*", "--limit", "1", "--oldest", "--since", "2", "--until", "3") == [2]
+    assert revisions('"quo"ted (', "AND") == []
+    assert cli("timeline", "paid", *where).object["value"] == {"note": "Refund paid", "amount": 12}
+
+
+def test_a_view_is_asked_as_it_is_without_any_server(cli: Cli, remember: Remember, store: str) -> None:
+    orders(remember, 3)
+    nowhere = ("--url", "nats://127.0.0.1:1", "--as-is", "--store", store)
+    assert cli("timeline", *nowhere).code == 3
+    assert len(cli("timeline", "--store", store).lines) == 1
+    orders(remember, 4, 5)
+    assert len(cli("timeline", *nowhere).lines) == 1
+    assert len(cli("timeline", "--store", store).lines) == 3
+
+
+def test_metrics_say_how_much_by_whom_and_where(cli: Cli, remember: Remember, store: str) -> None:
+    async def write(memory: Memory) -> None:
+        for _ in range(3):
+            await memory.set("hot", "1234")
+        await memory.session("s").set("gone", 1)
+        await memory.session("s").delete("gone")
+
+    remember(write)
+    found = cli("metrics", "--json", "--store", store).objects
+    by_kind: dict[str, list[Any]] = {}
+    for row in found:
+        by_kind.setdefault(row.pop("metric"), []).append(row)
+    assert by_kind["rates"] == [
+        {"scope": "global", "sets": 3, "deletes": 0, "bytes": 18},
+        {"scope": "session", "sets": 1, "deletes": 1, "bytes": 1},
+    ]
+    assert [(row["key"], row["writes"], row["bytes"], row["size"]) for row in by_kind["keys"]] == [
+        ("hot", 3, 18, 6),
+        ("gone", 2, 1, None),
+    ]
+    assert [(row["agent"], row["writes"]) for row in by_kind["writers"]] == [("", 5)]
+    assert json.dumps(found)
+    assert "hot" in cli("metrics", "--top", "1", "--store", store).out

@@ -1,0 +1,144 @@
+"""Views in DuckDB keep what views promise, though one process at a time has the file open."""
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+
+from agentfield import Event, InvalidInputError, Memory, ProjectionError
+from agentfield.fabric.fabric import Fabric
+from projections import Projection, Runner, Source, open_store
+from projections.stores import Directory
+from tests.support import eventually
+
+
+class Totals(Projection):
+    name = "totals"
+    patterns = "item_*"
+    store = "duckdb"
+
+    def prepare(self, view: Any) -> None:
+        view.execute("CREATE TABLE totals (key TEXT PRIMARY KEY, events BIGINT, total BIGINT)")
+
+    def apply(self, event: Event, view: Any) -> None:
+        view.execute(
+            "INSERT INTO totals VALUES (?, 1, ?) "
+            "ON CONFLICT DO UPDATE SET events = events + 1, total = total + excluded.total",
+            (event.key, event.data),
+        )
+
+
+@pytest.fixture
+def source(fabric: Fabric) -> Source:
+    return Source(fabric)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Directory:
+    return open_store(tmp_path)
+
+
+def rows(store: Directory) -> dict[str, tuple[int, int]]:
+    """What the view says, read as its users read it."""
+    with duckdb.connect(str((store.root / "totals.duckdb").resolve()), read_only=True) as connection:
+        found = connection.execute("SELECT key, events, total FROM totals").fetchall()
+    return {key: (events, total) for key, events, total in found}
+
+
+async def write(memory: Memory, count: int, *, start: int = 0) -> dict[str, tuple[int, int]]:
+    """Write numbers over ten keys; what the totals of all up to the last one are."""
+    for begin in range(start, start + count, 10):
+        await memory.set_many({f"item_{number % 10}": number for number in range(begin, begin + 10)})
+    numbers = {key: [n for n in range(start + count) if n % 10 == key] for key in range(10)}
+    return {f"item_{key}": (len(found), sum(found)) for key, found in numbers.items()}
+
+
+async def test_a_view_is_followed_rebuilt_and_verified(memory: Memory, source: Source, store: Directory) -> None:
+    expected = await write(memory, 300)
+    runner = Runner(source, Totals(), store)
+    await runner.catch_up()
+    assert rows(store) == expected
+    verdict = await runner.verify()
+    assert (verdict.equal, verdict.rows) == (True, 10)
+    running = asyncio.create_task(runner.run())
+    try:
+        expected = await write(memory, 100, start=300)
+        # Another process reads it: it can only if the runner has closed the file.
+        await _shows(store, expected)
+        await Runner(source, Totals(), store).rebuild()
+        expected = await write(memory, 100, start=400)
+        await _shows(store, expected)
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+async def _shows(store: Directory, expected: dict[str, tuple[int, int]]) -> None:
+    async def shown() -> bool:
+        return await _read_elsewhere(store) == expected
+
+    await eventually(shown, within=20)
+
+
+async def _read_elsewhere(store: Directory) -> dict[str, tuple[int, int]] | None:
+    program = (
+        "import duckdb, os, sys\n"
+        "with duckdb.connect(os.path.realpath(sys.argv[1]), read_only=True) as connection:\n"
+        "    print({key: (n, t) for key, n, t in connection.execute('SELECT * FROM totals').fetchall()})\n"
+    )
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", program, str(store.root / "totals.duckdb")),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    out, _ = await process.communicate()
+    return dict(eval(out)) if process.returncode == 0 else None
+
+
+async def test_what_apply_raises_is_undone(memory: Memory, source: Source, store: Directory) -> None:
+    class Raising(Totals):
+        def apply(self, event: Event, view: Any) -> None:
+            super().apply(event, view)
+            if event.data == 25:
+                raise RuntimeError("not 25")
+
+    await write(memory, 30)
+    with pytest.raises(ProjectionError, match="not 25") as caught:
+        await Runner(source, Raising(), store).catch_up()
+    assert caught.value.sequence == 26
+    assert rows(store)["item_5"] == (2, 20)
+    await Runner(source, Totals(), store).catch_up()
+    assert rows(store)["item_5"] == (3, 45)
+
+
+async def test_apply_cannot_end_the_transaction_of_its_runner(memory: Memory, source: Source, store: Directory) -> None:
+    class Committing(Totals):
+        def apply(self, event: Event, view: Any) -> None:
+            view.execute(" Commit")
+
+    await write(memory, 10)
+    with pytest.raises(ProjectionError, match="not authorized"):
+        await Runner(source, Committing(), store).catch_up()
+
+
+async def test_a_new_version_may_move_to_another_store(memory: Memory, source: Source, store: Directory) -> None:
+    class InSqlite(Totals):
+        version = 2
+        store = "sqlite"
+
+    await write(memory, 30)
+    await Runner(source, Totals(), store).catch_up()
+    await Runner(source, InSqlite(), store).catch_up()
+    assert [path.name for path in store.root.glob("totals.*")] == ["totals.sqlite"]
+    assert [path.name for path in (store.root / "totals").iterdir()] == ["2.sqlite"]
+
+
+async def test_without_the_package_the_remedy_is_named(
+    memory: Memory, source: Source, store: Directory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "duckdb", None)
+    with pytest.raises(InvalidInputError, match=r"pip install 'agentfield\[duckdb\]'"):
+        await Runner(source, Totals(), store).catch_up()
