@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import click
 
+from agentfield.cli.ending import WRONG_USAGE
 from agentfield.cli.kinds import DURATION
 from agentfield.cli.output import Output
 
@@ -89,21 +90,13 @@ def _given(value: Any) -> bool:
     return value is not None and value is not False
 
 
-class Command(click.Command):
-    """A command of ours: it takes the shared options it names, and its help lists them apart."""
+class _Sharing(click.Command):
+    """What takes the shared options it names, and lists them apart in its help."""
 
     def __init__(self, *args: Any, takes: Sequence[str] = CONNECTED, **attributes: Any) -> None:
         super().__init__(*args, **attributes)
         self.takes = tuple(takes)
         self.params.extend(SharedOption(name) for name in takes)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Runs the command, unless an option before its name means nothing to it."""
-        invocation = ctx.ensure_object(Invocation)
-        for name in SHARED:
-            if _given(getattr(invocation, name)) and name not in self.takes:
-                raise click.UsageError(f"--{name} has no meaning for {self.name!r}", ctx)
-        return super().invoke(ctx)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the command's own options, then those that every command has."""
@@ -119,6 +112,34 @@ class Command(click.Command):
                     formatter.write_dl(records)
 
 
+class Command(_Sharing):
+    """A command of ours."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command, unless an option before its name means nothing to it."""
+        invocation = ctx.ensure_object(Invocation)
+        for name in SHARED:
+            if _given(getattr(invocation, name)) and name not in self.takes:
+                raise click.UsageError(f"--{name} has no meaning for {self.name!r}", ctx)
+        return super().invoke(ctx)
+
+
+class CommandGroup(_Sharing, click.Group):
+    """A command that has commands of its own; the shared options may stand before, between and after their names."""
+
+    def __init__(self, *args: Any, **attributes: Any) -> None:
+        super().__init__(*args, subcommand_metavar="COMMAND [ARGS]...", **attributes)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the options, and before them the commands."""
+        self.format_commands(ctx, formatter)
+        super().format_options(ctx, formatter)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The commands in the order of their definition."""
+        return list(self.commands)
+
+
 def command(
     name: str, *, takes: Sequence[str] = CONNECTED, kind: type[Command] = Command
 ) -> Callable[[Callable[..., Any]], Command]:
@@ -128,3 +149,15 @@ def command(
         return click.command(name, cls=kind, takes=takes)(click.pass_obj(function))
 
     return make
+
+
+def group(name: str, *commands: Command, help: str) -> CommandGroup:
+    """Makes one command of several. Without the name of one of them it shows its help and fails."""
+
+    @click.pass_context
+    def without_any(context: click.Context) -> None:
+        if context.invoked_subcommand is None:
+            click.echo(context.get_help(), err=True)
+            context.exit(WRONG_USAGE)
+
+    return CommandGroup(name, commands=list(commands), help=help, callback=without_any, invoke_without_command=True)

@@ -41,7 +41,7 @@ from agentfield.fabric.faults import (
 )
 from agentfield.fabric.jetstream import API, ATTEMPT, PATIENCE, api, backoff
 from agentfield.fabric.reader import Reader
-from agentfield.fabric.topology import Topology
+from agentfield.fabric.topology import StreamSpec, Topology
 
 logger = logging.getLogger("agentfield.log")
 
@@ -93,13 +93,17 @@ class _Page(NamedTuple):
 
 
 class Log:
-    """The log stream of one namespace, over one connection."""
+    """The log stream of one namespace, over one connection; or, ``of`` the table, another that only grows."""
 
-    def __init__(self, connection: Connection, topology: Topology, *, timeout: float = PATIENCE) -> None:
+    def __init__(
+        self, connection: Connection, topology: Topology, *, timeout: float = PATIENCE, of: StreamSpec | None = None
+    ) -> None:
         self.connection = connection
-        self.stream = topology.log.name
+        self.stream = (of or topology.log).name
         self.timeout = timeout
         self.replicas = 1
+        self.created = 0
+        """When the server made the stream: nanoseconds since the epoch; 0 as long as its state was not asked for."""
         self.batches = asyncio.Semaphore(BATCHES_AT_ONCE)
         self._clock = ServerClock()
         self._direct = f"{API}.DIRECT.GET.{self.stream}"
@@ -113,7 +117,7 @@ class Log:
     async def state(self) -> dict[str, Any]:
         """The stream's state as its leader reports it (``first_seq``, ``last_seq``, ``messages``, …).
 
-        Also takes note of the number of replicas and of the server's clock.
+        Also takes note of the number of replicas, of when it was made, and of the server's clock.
         """
         loop = asyncio.get_running_loop()
         sent = loop.time()
@@ -122,6 +126,7 @@ class Log:
         except Fault as fault:
             raise error_of(fault, f"asking for the state of {self.stream}") from None
         self.replicas = int(info["config"].get("num_replicas", 1))
+        self.created = records.nanoseconds_of(info["created"])
         self._clock.observe(sent, records.nanoseconds_of(info["ts"]), loop.time())
         state: dict[str, Any] = info["state"]
         return state

@@ -41,7 +41,8 @@ class Reader:
     """An ordered walk over the events of ``stream`` that match ``filters``. Use as an async context manager.
 
     Starts at sequence ``start``, or, with ``last_per_subject``, holds just the last event of every subject. Pulls
-    happen only as fast as the caller takes events: a slow caller costs the server nothing and loses nothing.
+    happen only as fast as the caller takes events: a slow caller costs the server nothing and loses nothing. With
+    ``exact``, the headers of every record are :class:`~agentfield.fabric.client.ExactHeaders`.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Reader:
         *,
         start: int = 1,
         last_per_subject: bool = False,
+        exact: bool = False,
         patience: float = PATIENCE,
     ) -> None:
         self._connection = connection
@@ -59,6 +61,7 @@ class Reader:
         self._filters = list(filters)
         self._next = max(1, start)
         self._last_per_subject = last_per_subject
+        self._exact = exact
         self._patience = patience
         self._name = ""
         self._expected = 1
@@ -81,7 +84,7 @@ class Reader:
         """When the server last said anything, by the loop's clock."""
 
     async def __aenter__(self) -> Self:
-        self._subscription = await self._connection.listen(f"{self._inbox}.*", self._on_message)
+        self._subscription = await self._connection.listen(f"{self._inbox}.*", self._on_message, exact=self._exact)
         self._forget_listener = self._connection.on_state(self._on_state)
         try:
             await self._create()
@@ -246,7 +249,7 @@ class Reader:
         while True:
             try:
                 message = await self._receive()
-                if message.status:
+                if not message.reply and message.status:  # a stored message may look like one, but has a reply subject
                     idle = self._owed == _BATCH
                     self._end_of_pull(message)
                     if idle:
