@@ -25,10 +25,12 @@ class Difference(NamedTuple):
     detail: str
 
 
-def expected_of(seals: Sequence[Seal], first: int = 1) -> list[tuple[int, bytes]]:
-    """Sequence and short digest of every message that the seals cover, from sequence ``first`` on."""
+def expected_of(seals: Sequence[Seal], first: int = 1, last: int | None = None) -> list[tuple[int, bytes]]:
+    """Sequence and short digest of every message that the seals cover, from sequence ``first`` to ``last``."""
     return [
-        (sequence, seal.digest(sequence)) for seal in seals for sequence in range(max(first, seal.first), seal.last + 1)
+        (sequence, seal.digest(sequence))
+        for seal in seals
+        for sequence in range(max(first, seal.first), min(seal.last, seal.last if last is None else last) + 1)
     ]
 
 

@@ -7,6 +7,7 @@ the one before it is still the last. Must not know: what a seal says.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 
 from agentfield.audit.chain import Stored
 from agentfield.audit.seal import SignedSeal
@@ -61,10 +62,14 @@ class Live:
         record = await self._seals.last_of(self.subject)
         return None if record is None else _signed_seal(record)
 
-    async def seals(self) -> AsyncGenerator[SignedSeal, None]:
-        """Every seal that is there at the call, oldest first. Take them before asking for the log's extent."""
-        async for record in self._seals.read([]):
-            yield _signed_seal(record)
+    async def seals(self, last: int) -> AsyncGenerator[SignedSeal, None]:
+        """The seals up to the one with the number ``last``, which must be there, oldest first.
+
+        Ask for the last seal first, then for the log's extent: so the log reaches at least as far as the seals.
+        """
+        async with aclosing(self._seals.read([], stop=last)) as stored:
+            async for record in stored:
+                yield _signed_seal(record)
 
     async def store(self, seal: SignedSeal) -> bool:
         """Store a seal after the one before it. False if there is another in its place; nothing was stored then.
@@ -84,6 +89,11 @@ def stored_of(record: Record) -> Stored:
     headers = record.headers
     block = headers.block if isinstance(headers, ExactHeaders) else b""
     return Stored(record.subject, record.sequence, record.timestamp, block, record.payload)
+
+
+def record_of(stored: Stored) -> Record:
+    """The message as the rest of agentfield takes it."""
+    return Record(stored.subject, stored.sequence, stored.timestamp, ExactHeaders(stored.headers), stored.payload)
 
 
 def _signed_seal(record: Record) -> SignedSeal:

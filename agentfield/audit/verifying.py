@@ -63,8 +63,12 @@ class Verdict:
     """Whether no key was named, so that the first seal's was believed."""
     witness: Witness | None = None
     """The last seal that was found in order."""
+    begins_at: int = 0
+    """The first revision that is there, if sealed ones before it were trimmed; else 0."""
+    selection: bool = False
+    """Whether only some of the events were there to be verified: each was, and whether any is missing is not known."""
     facts: list[str] = field(default_factory=list)
-    """What one should know besides, such as that the log was trimmed."""
+    """What one should know besides, such as that the stream is not the one that was sealed, but a copy."""
 
     @property
     def intact(self) -> bool:
@@ -86,14 +90,16 @@ async def verify(
     start: int = 1,
     stop: int | None = None,
     selection: bool = False,
+    excerpt: bool = False,
 ) -> Verdict:
     """Compare the messages with the seals, from revision ``start`` to ``stop``, and say where they first part.
 
     All seals are checked, whatever the range; messages in whole seals, those that overlap it. ``trusted`` are the
     public keys to believe; without any, that of the first seal. With ``selection``, only some of the messages are
-    there: each that is there is checked, and none is missed. Raises what reading raises.
+    there: each that is there is checked, and none is missed. An ``excerpt`` ends before the seals do, and nothing that
+    comes after its extent is missed. Raises what reading raises.
     """
-    walk = _Walk(events, extent, start, stop, selection)
+    walk = _Walk(events, extent, start, stop, selection, excerpt)
     try:
         await walk.run(seals, frozenset(trusted), witness)
     finally:
@@ -102,13 +108,16 @@ async def verify(
 
 
 class _Walk:
-    def __init__(self, events: Events, extent: Extent, start: int, stop: int | None, selection: bool) -> None:
-        self.verdict = Verdict()
+    def __init__(
+        self, events: Events, extent: Extent, start: int, stop: int | None, selection: bool, excerpt: bool
+    ) -> None:
+        self.verdict = Verdict(selection=selection)
         self._events = events
         self._extent = extent
         self._start = max(start, extent.first)
         self._stop = stop  # without one, what is sealed is wanted even beyond the log's end
         self._selection = selection
+        self._excerpt = excerpt
         self._source: AsyncIterator[Stored] | None = None
         self._pushed: Stored | None = None
         self._over = False
@@ -165,45 +174,53 @@ class _Walk:
     async def _compare(self, seal: Seal, following: Seal | None) -> bool:
         """Compare the messages of one seal; false if they are not as they were sealed."""
         verdict, extent = self.verdict, self._extent
-        if seal.last < extent.first and not (extent.first > extent.last and extent.last < seal.last):
-            self._note_trimmed(seal)
+        if seal.last < extent.first and seal.last <= extent.last:
+            verdict.begins_at = extent.first
             return True
         if seal.last < self._start or (self._stop is not None and seal.first > self._stop):
             return True
         begin = max(seal.first, extent.first)
         if begin > seal.first:
-            self._note_trimmed(seal)
-        messages = await self._up_to(seal.last, begin)
+            verdict.begins_at = extent.first
+        end = min(seal.last, extent.last) if self._excerpt else seal.last
+        if end < begin:
+            return True
+        messages = await self._up_to(end, begin)
         if self._selection:
             difference = self._misplaced(seal, messages)
-        elif begin == seal.first and _holds(seal, messages):
+        elif (begin, end) == (seal.first, seal.last) and _holds(seal, messages):
             difference = None
         else:
-            difference = await self._difference(seal, following, begin, messages)
+            difference = await self._difference(seal, following, begin, end, messages)
         if difference is not None:
             verdict.finding = difference
             return False
         verdict.first = verdict.first or begin
-        verdict.last, verdict.last_time = seal.last, seal.last_time
+        verdict.last, verdict.last_time = end, messages[-1].timestamp if messages else seal.last_time
         verdict.events += len(messages)
         return True
 
     async def _difference(
-        self, seal: Seal, following: Seal | None, begin: int, messages: list[Stored]
+        self, seal: Seal, following: Seal | None, begin: int, end: int, messages: list[Stored]
     ) -> Difference | None:
-        expected = expected_of([seal], begin)
+        expected = expected_of([seal], begin, end)
         difference = first_difference(expected, messages, complete=True)
         if difference is None:
             if len(messages) > len(expected):
                 extra = messages[len(expected)]
                 return Difference("inserted", extra.sequence, extra, f"it stands behind revision {seal.last}")
-            if begin == seal.first:  # every message is what it was, so the chain over them must hold
+            if (begin, end) == (
+                seal.first,
+                seal.last,
+            ):  # every message is what it was, so the chain over them must hold
                 return Difference("changed", seal.first, None, "the seal's chain does not follow from its own digests")
             return None
         further = list(messages)
         while len(further) < len(messages) + _AHEAD and (stored := await self._next()) is not None:
             further.append(stored)
-        wider = expected_of([seal] if following is None else [seal, following], begin)
+        wider = expected_of(
+            [seal] if following is None else [seal, following], begin, self._extent.last if self._excerpt else None
+        )
         return first_difference(wider, further, complete=True) or difference
 
     def _misplaced(self, seal: Seal, messages: Sequence[Stored]) -> Difference | None:
@@ -217,15 +234,6 @@ class _Walk:
             if after.sequence <= before.sequence:
                 return Difference("reordered", after.sequence, after, f"it stands behind revision {before.sequence}")
         return None
-
-    def _note_trimmed(self, seal: Seal) -> None:
-        """Say once, with the last seal that it concerns, from where on the log still is."""
-        fact = (
-            f"the log was trimmed: it begins at revision {self._extent.first}; what was before is sealed, and can be "
-            "verified in an export or archive of that time"
-        )
-        if fact not in self.verdict.facts:
-            self.verdict.facts.append(fact)
 
     # -- messages -----------------------------------------------------------------------------------------------------
 

@@ -38,6 +38,7 @@ COMMANDS: Final[Mapping[str, Entry]] = MappingProxyType(
         "ls": Entry("entries", "List current entries."),
         "history": Entry("events", "Show what happened to a key, or to every key of a pattern."),
         "tail": Entry("events", "Show changes as they happen, until Ctrl-C."),
+        "audit": Entry("audit", "Seal the log, verify it, export it, and report from it."),
     }
 )
 

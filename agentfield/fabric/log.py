@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -338,7 +338,9 @@ class Log:
             async for record in reader.last_of_each():
                 yield record
 
-    async def read(self, filters: Sequence[str], *, start: int = 1, stop: int | None = None) -> AsyncIterator[Record]:
+    async def read(
+        self, filters: Sequence[str], *, start: int = 1, stop: int | None = None
+    ) -> AsyncGenerator[Record, None]:
         """The events that match, in order, from sequence ``start`` to ``stop`` (default: the last at the call)."""
         target = int((await self.state())["last_seq"]) if stop is None else stop
         if start > target:

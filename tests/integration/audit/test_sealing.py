@@ -13,13 +13,15 @@ import pytest
 
 from agentfield import DecodeError, InvalidInputError, Memory
 from agentfield.audit.chain import Stored
+from agentfield.audit.checking import check_live
 from agentfield.audit.nkey import Signer
 from agentfield.audit.seal import Seal
 from agentfield.audit.sealing import Sealer
 from agentfield.audit.source import Live
-from agentfield.audit.verifying import Verdict, verify
+from agentfield.audit.verifying import Verdict
 from agentfield.fabric.batch import BatchItem, append_batch
 from agentfield.fabric.fabric import Fabric
+from agentfield.fabric.faults import ServerFault
 from agentfield.fabric.jetstream import api
 from agentfield.fabric.records import nanoseconds_of
 from tests.support import NatsServer, eventually
@@ -35,16 +37,7 @@ async def seal_all(fabric: Fabric, *, every: int = 10, signer: Signer = SIGNER) 
 
 
 async def verdict(fabric: Fabric, trusted: Sequence[str] = (SIGNER.public,), **options: Any) -> Verdict:
-    live = Live(fabric)
-    async with aclosing(live.seals()) as stored:
-        seals = [seal async for seal in stored]
-    extent = await live.extent()
-
-    async def each() -> AsyncIterator[Any]:
-        for seal in seals:
-            yield seal
-
-    return await verify(lambda start: live.read(start, extent.last), each(), extent, trusted=trusted, **options)
+    return (await check_live(fabric, trusted=trusted, **options)).verdict
 
 
 @asynccontextmanager
@@ -231,7 +224,7 @@ async def test_the_server_refuses_to_change_the_seals(fabric: Fabric) -> None:
     await seal_all(fabric)
     name = fabric.topology.seals.name
     for request, body in ((f"STREAM.MSG.DELETE.{name}", {"seq": 1}), (f"STREAM.PURGE.{name}", {})):
-        with pytest.raises(Exception, match="deny|not permitted|not allowed"):
+        with pytest.raises(ServerFault, match=r"deny|not permitted|not allowed"):
             await api(fabric.connection, request, body)
 
 
@@ -260,7 +253,7 @@ async def test_a_log_trimmed_at_its_front_is_verified_from_there_and_sealed_on(f
     await seal_all(fabric)
     result = await verdict(fabric)
     assert (result.intact, result.first, result.last, result.events) == (True, 16, 27, 12)
-    assert any("begins at revision 16" in fact for fact in result.facts)
+    assert result.begins_at == 16
 
 
 async def test_an_event_that_the_storage_lost_is_named(fresh_server: NatsServer, open_fabric: OpenFabric) -> None:

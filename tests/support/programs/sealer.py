@@ -1,4 +1,4 @@
-"""Seal a namespace's log, in small stretches, until killed: `python -m tests.support.programs.sealer URL NAMESPACE SEED`.
+"""Seal a namespace's log, in small stretches, until killed; its arguments are URL, namespace and seed.
 
 Prints a line for every seal.
 """

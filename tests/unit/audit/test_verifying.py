@@ -51,9 +51,7 @@ def flipped(content: bytes, bit: int) -> bytes:
 def test_one_flipped_bit_is_found_and_named(at: int, bit: int, part: str) -> None:
     stored = LOG[at]
     changed: dict[str, Stored] = {
-        "subject": stored._replace(
-            subject=flipped(stored.subject.encode(), bit).decode("utf-8", "surrogateescape")
-        ),
+        "subject": stored._replace(subject=flipped(stored.subject.encode(), bit).decode("utf-8", "surrogateescape")),
         "timestamp": stored._replace(timestamp=stored.timestamp ^ 1 << bit % 60),
         "headers": stored._replace(headers=flipped(stored.headers, bit)),
         "payload": stored._replace(payload=flipped(stored.payload, bit)),
@@ -142,8 +140,7 @@ def test_a_log_that_lost_its_end_names_the_first_that_is_gone() -> None:
 def test_a_log_that_was_trimmed_at_the_front_is_said_to_be_and_the_rest_is_verified() -> None:
     for first in (4, 6, 11):
         result = verdict(LOG[first - 1 :], SEALS, extent=Extent(STREAM, 1, first, COUNT))
-        assert (result.intact, result.first, result.last) == (True, first, COUNT)
-        assert [fact for fact in result.facts if f"begins at revision {first}" in fact]
+        assert (result.intact, result.first, result.last, result.begins_at) == (True, first, COUNT, first)
         changed = [*LOG[first - 1 : 20], LOG[20]._replace(payload=b"x"), *LOG[21:]]
         result = verdict(changed, SEALS, extent=Extent(STREAM, 1, first, COUNT))
         assert result.finding is not None
@@ -156,8 +153,7 @@ def test_a_log_that_was_trimmed_at_the_front_is_said_to_be_and_the_rest_is_verif
 
 def test_a_log_of_which_nothing_is_left_is_trimmed_too() -> None:
     result = verdict([], SEALS, extent=Extent(STREAM, 1, COUNT + 1, COUNT))
-    assert (result.intact, result.events) == (True, 0)
-    assert result.facts
+    assert (result.intact, result.events, result.begins_at) == (True, 0, COUNT + 1)
 
 
 def test_what_was_missing_when_it_was_sealed_is_a_fact_and_may_not_appear_later() -> None:
