@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from rich.console import Console
 
 from agentfield.version import __version__
-from benchmarks import cached, concurrent, contention, expiring, handlers, single, starting, together
+from benchmarks import cached, concurrent, contention, expiring, handlers, single, starting, together, verifying
 from benchmarks.report import Table
 from benchmarks.surroundings import Surroundings, surroundings
 
@@ -34,6 +34,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "handled": handlers.handled,
     "increments": contention.increments,
     "expiring": expiring.expiring,
+    "verify": verifying.verifying,
     "import": starting.importing,
     "up": starting.up,
     "idle": starting.idle,

@@ -7,7 +7,6 @@ flat, however long the log is.
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
@@ -17,15 +16,14 @@ from typing import Any, Protocol
 from agentfield.audit.chain import Stored
 from agentfield.audit.cloudevents import cloud_event_line
 from agentfield.audit.jsonl import end_line, event_line, header_line, seal_line
+from agentfield.audit.replacing import replacing
 from agentfield.audit.seal import SignedSeal
 from agentfield.audit.source import Live, record_of
 from agentfield.audit.verifying import Extent
 from agentfield.codec import EVENT_HEADER
-from agentfield.errors import InvalidInputError
 from agentfield.fabric.fabric import Fabric
 from agentfield.memory.addressing import AnyScope
 from agentfield.memory.resolving import Resolver
-from agentfield.naming import shown
 from agentfield.pattern import Pattern
 from agentfield.scope import RESOLUTION
 
@@ -93,7 +91,7 @@ async def export(fabric: Fabric, path: Path, format: str, selection: Selection) 
         last = extent.last if selection.last is None else min(selection.last, extent.last)
         part = extent._replace(first=first, last=max(last, first - 1))
         events = seals = left_out = 0
-        with _replacing(path) as partial, _opened(format, partial, fabric, part, selection) as sink:
+        with replacing(path) as partial, _opened(format, partial, fabric, part, selection) as sink:
             async with aclosing(_selected(fabric, live, selection, first, last)) as messages:
                 async for stored in messages:
                     if await sink.event(stored):
@@ -116,24 +114,6 @@ async def _selected(
         async for stored in messages:
             if not filters or selection.pattern.matches(fabric.subjects.parse(stored.subject)[1]):
                 yield stored
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A path to write to; what is there at the end of the block takes the place of ``path``, on the disk."""
-    if path.is_dir():
-        raise InvalidInputError(f"{shown(str(path))} is a directory: give the name of a file")
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        yield partial
-        descriptor = os.open(partial, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 @contextmanager

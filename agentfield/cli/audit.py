@@ -16,6 +16,8 @@ from agentfield.audit.checking import Checked, check_export, check_live, open_ex
 from agentfield.audit.exporting import FORMATS, Selection, export
 from agentfield.audit.keyfile import make_key, read_key, read_witness, write_witness
 from agentfield.audit.nkey import check_public_key, require_cryptography
+from agentfield.audit.replacing import replacing
+from agentfield.audit.reporting import Question, Report, collect, page
 from agentfield.audit.seal import MAX_EVENTS, Seal
 from agentfield.audit.sealing import EVERY, WITHIN, Sealer
 from agentfield.cli.connecting import connected
@@ -24,7 +26,7 @@ from agentfield.cli.kinds import DURATION, POINT, Point
 from agentfield.cli.logs import warn_on_stderr
 from agentfield.cli.output import Output, size
 from agentfield.cli.scopes import EVERYWHERE, scope_options, to_read
-from agentfield.cli.verdicts import failure, show
+from agentfield.cli.verdicts import entitle, failure, show
 from agentfield.cli.waiting import wait
 from agentfield.errors import InvalidInputError
 from agentfield.fabric.fabric import Fabric
@@ -255,6 +257,54 @@ def export_command(
     wait(write())
 
 
+@command("report", takes=("url", "namespace", "timeout"))
+@click.argument("pattern", metavar="[KEY_OR_PATTERN]", default="*")
+@click.option("--writer", metavar="NAME", help="Only what this agent, execution, workflow or session wrote.")
+@click.option("--since", type=POINT, metavar="POINT", help="From this time (RFC 3339), age (15m, 2h) or revision on.")
+@click.option("--until", type=POINT, metavar="POINT", help="Up to before this time or age, or up to this revision.")
+@click.option("--output", "path", type=_PATH, metavar="FILE", help="Where to write the page.  [default: stdout]")
+@_public_keys
+@scope_options
+def report_command(
+    invocation: Invocation,
+    pattern: str,
+    writer: str | None,
+    since: Point | None,
+    until: Point | None,
+    path: Path | None,
+    keys: Sequence[str],
+    scope: AnyScope | None,
+) -> None:
+    """Tell what happened, with the evidence, as one HTML page.
+
+    Of a key or a pattern, a scope, or a writer: who wrote what and when, the value before and after, because of which
+    event, and what the seals say of it. The page needs nothing else and can be printed. It is made whatever is found;
+    the command fails if something is not as it was sealed.
+    """
+    require_cryptography()
+    trusted = [check_public_key(key) for key in keys]
+    parsed = Pattern.parse(pattern)
+
+    async def collected() -> Report:
+        async with connected(invocation) as fabric:
+            first, last = await _range(fabric, since, until)
+            question = Question(parsed, to_read(scope), writer, first, last)
+            return await collect(fabric, question, trusted=trusted)
+
+    report = wait(collected())
+    entitle(report, pattern=pattern, scope=scope, writer=writer, since=since, until=until)
+    text = page(report)
+    if path is None:
+        invocation.output.text(text)
+    else:
+        with replacing(path) as partial:
+            partial.write_text(text, encoding="utf-8")
+        invocation.output.note(f"{path}: {len(report.rows):,} events")
+    fault = failure(report.checked.verdict)
+    if fault is not None and report.state == "tampered":
+        raise fault
+
+
 async def _range(fabric: Fabric, since: Point | None, until: Point | None) -> tuple[int | None, int | None]:
     """The revisions between two points, None for an end that was not named."""
     points = [_moment(point, fabric) for point in (since, until)]
@@ -278,6 +328,7 @@ audit_command = group(
     seal_command,
     verify_command,
     export_command,
+    report_command,
     help="""Seal the log, verify it, export it, and report from it.
 
     Seals are signed statements of what the log holds. With them, anybody can prove later that it still holds just that,

@@ -10,9 +10,12 @@ from typing import Any
 from agentfield.audit.chain import Stored
 from agentfield.audit.comparing import Difference
 from agentfield.audit.jsonl import time_text
+from agentfield.audit.reporting import Report
+from agentfield.audit.reporting import visible as escaped
 from agentfield.audit.verifying import Verdict
 from agentfield.cli.output import Output, age, visible
 from agentfield.errors import AgentFieldError
+from agentfield.memory.addressing import AnyScope
 
 TRUSTED_ON_FIRST = (
     "no --public-key was given, so the key of the first seal was believed: this shows that log and seals belong "
@@ -76,6 +79,42 @@ def failure(verdict: Verdict) -> AgentFieldError | None:
             "they are gone"
         )
     return None
+
+
+def entitle(
+    report: Report,
+    *,
+    pattern: str,
+    scope: AnyScope | None,
+    writer: str | None,
+    since: object,
+    until: object,
+) -> None:
+    """Say on a report what it is about, and what was found."""
+    of = [("keys", pattern)] if pattern != "*" else []
+    if scope is not None:
+        of.append(("scope", scope[0] if scope[1] is None or scope[0] == "global" else f"{scope[0]}:{scope[1]}"))
+    if writer is not None:
+        of.append(("written by", writer))
+    report.title = escaped(" · ".join(text for _, text in of) or "everything")
+    of += [(name, str(point)) for name, point in (("since", since), ("until", until)) if point is not None]
+    report.selected = [(name, escaped(text)) for name, text in of]
+    verdict = report.checked.verdict
+    unsealed = sum(row.state == "unsealed" for row in report.rows)
+    fault = failure(verdict)
+    if fault is not None and verdict.seals + (verdict.seal_fault is not None):
+        report.state, report.statement = "tampered", f"Not as it was sealed: {escaped(str(fault))}"
+    elif not verdict.seals:
+        report.state, report.statement = "unsealed", "Nothing here is sealed: it cannot be verified"
+    elif unsealed:
+        verified = len(report.rows) - unsealed
+        report.state = "unsealed"
+        report.statement = (
+            f"{verified:,} of {len(report.rows):,} events are as they were sealed, the others not sealed yet"
+        )
+    else:
+        report.state, report.statement = "verified", "Every event here is as it was sealed"
+    report.remarks = [escaped(remark) for remark in remarks(verdict, "log")]
 
 
 def told(finding: Difference) -> str:
