@@ -30,9 +30,11 @@ from agentfield.pattern import Pattern
 
 MOST: Final = 5000
 """Events that one page may hold: a browser still shows it."""
-_LINES: Final = 200
+_LINES: Final = 60
 _LINE: Final = 400
-"""Lines of a value, and characters of a line, that are shown; of the rest, only how much it is."""
+_COMPARED: Final = 2000
+"""Lines of a value, and characters of a line, that are shown; of the rest, only how much it is.
+Values of more lines together are not compared."""
 
 
 class Line(NamedTuple):
@@ -226,13 +228,14 @@ def _change(event: Event) -> tuple[list[Line], str]:
     """What the event did to its key's value, line by line."""
     before = [] if event.previous_revision is None or event.previous_data is None else _lines(event.previous_data)
     after = _lines(event.data) if event.operation == "set" else []
-    if len(before) + len(after) > 4 * _LINES:  # too much to compare: the beginning of each
+    if len(before) + len(after) > _COMPARED:  # too much to compare: the beginning of each
         lines = [Line("before", line) for line in before[:_LINES]] + [Line("after", line) for line in after[:_LINES]]
         return lines, f"of {len(before):,} lines before and {len(after):,} after, the first {_LINES} each"
     lines = []
-    for tag, low, high, new_low, new_high in difflib.SequenceMatcher(None, before, after, False).get_opcodes():
+    alike = [[line.removesuffix(",") for line in value] for value in (before, after)]  # the last one has no comma
+    for tag, low, high, new_low, new_high in difflib.SequenceMatcher(None, *alike, autojunk=False).get_opcodes():
         if tag == "equal":
-            lines += [Line("same", line) for line in before[low:high]]
+            lines += [Line("same", line) for line in after[new_low:new_high]]
         else:
             lines += [Line("before", line) for line in before[low:high]]
             lines += [Line("after", line) for line in after[new_low:new_high]]

@@ -30,25 +30,27 @@ _WHAT = {
 
 
 def show(verdict: Verdict, output: Output, *, what: str, now: int) -> None:
-    """Print what was verified and what is to be known besides, in lines, or as one object."""
+    """Print what was verified and what is to be known besides, in lines, or as one object, before any error."""
     if output.as_json:
-        output.object(_fields(verdict))
+        output.object(_fields(verdict), flush=True)
         return
     if verdict.events:
         span = f"revisions {verdict.first} to {verdict.last}"
         seals = "1 seal" if verdict.seals == 1 else f"{verdict.seals:,} seals"
         events = "1 event" if verdict.events == 1 else f"{verdict.events:,} events"
-        output.line(("verified", "green"), f"{span} ({events}, {seals}), the last of {_moment(verdict.last_time)}")
+        output.line(
+            ("verified", "green"), f"{span} ({events}, {seals}), the last of {_moment(verdict.last_time)}", flush=True
+        )
     else:
-        output.line(("verified", "yellow"), "no event")
+        output.line(("verified", "yellow"), "no event", flush=True)
     for key in verdict.keys:
-        output.line("signed by", key)
+        output.line("signed by", key, flush=True)
     if verdict.unsealed:
         since = f", the oldest {age((now - verdict.unsealed_since) / 1e9)} old" if verdict.unsealed_since else ""
         events = "1 event" if verdict.unsealed == 1 else f"{verdict.unsealed:,} events"
-        output.line(("unsealed", "yellow"), f"{events} after that{since}: nothing is known of them")
+        output.line(("unsealed", "yellow"), f"{events} after that{since}: nothing is known of them", flush=True)
     for remark in remarks(verdict, what):
-        output.line(("note", "yellow"), visible(remark))
+        output.line(("note", "yellow"), visible(remark), flush=True)
 
 
 def remarks(verdict: Verdict, what: str) -> list[str]:
