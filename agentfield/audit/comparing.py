@@ -15,13 +15,27 @@ from agentfield.audit.seal import Seal
 Kind = Literal["changed", "removed", "inserted", "reordered"]
 
 
+class Seen(NamedTuple):
+    """A message that is there now, as far as comparing needs it; it may be large, and there are many at a time."""
+
+    subject: str
+    sequence: int
+    timestamp: int
+    digest: bytes
+
+    @classmethod
+    def of(cls, stored: Stored) -> Seen:
+        """The message, looked at."""
+        return cls(stored.subject, stored.sequence, stored.timestamp, digest_of(stored))
+
+
 class Difference(NamedTuple):
     """The first place where log and seals part. ``found`` is what stands there now, None for nothing."""
 
     kind: Kind
     sequence: int
     """Of the event concerned: as sealed, for one that was inserted as it stands there now."""
-    found: Stored | None
+    found: Seen | None
     detail: str
 
 
@@ -35,14 +49,14 @@ def expected_of(seals: Sequence[Seal], first: int = 1, last: int | None = None) 
 
 
 def first_difference(
-    expected: Sequence[tuple[int, bytes]], actual: Sequence[Stored], *, complete: bool
+    expected: Sequence[tuple[int, bytes]], actual: Sequence[Seen], *, complete: bool
 ) -> Difference | None:
     """Where ``actual`` first parts from ``expected``, None if it begins with all of it.
 
     ``complete`` says that nothing comes after what was given. To name what was moved, give more of both than the
     stretch in question.
     """
-    digests = [digest_of(stored)[:SHORT] for stored in actual]
+    digests = [seen.digest[:SHORT] for seen in actual]
     for at, (sequence, digest) in enumerate(expected):
         if at >= len(actual):
             if not complete:
@@ -59,7 +73,7 @@ def first_difference(
 
 
 def _parted(
-    expected: Sequence[tuple[int, bytes]], actual: Sequence[Stored], digests: Sequence[bytes], at: int
+    expected: Sequence[tuple[int, bytes]], actual: Sequence[Seen], digests: Sequence[bytes], at: int
 ) -> Difference:
     sequence, digest = expected[at]
     found = actual[at]
@@ -82,13 +96,13 @@ def _tail(first: int, last: int) -> str:
     return "it was the last one" if first == last else f"with it everything up to revision {last}"
 
 
-def misplaced(seal: Seal, stored: Stored) -> Difference | None:
+def misplaced(seal: Seal, seen: Seen) -> Difference | None:
     """What is wrong with one message that a seal covers, looked at alone; None if nothing is."""
-    digest = digest_of(stored)[:SHORT]
-    if seal.digest(stored.sequence) == digest:
+    digest = seen.digest[:SHORT]
+    if seal.digest(seen.sequence) == digest:
         return None
     for sequence in range(seal.first, seal.last + 1):
         if seal.digest(sequence) == digest:
-            return Difference("reordered", stored.sequence, stored, f"this is what was sealed as revision {sequence}")
+            return Difference("reordered", seen.sequence, seen, f"this is what was sealed as revision {sequence}")
     detail = "its time, subject, headers or payload are not what was sealed"
-    return Difference("changed", stored.sequence, stored, detail)
+    return Difference("changed", seen.sequence, seen, detail)

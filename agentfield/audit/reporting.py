@@ -232,8 +232,8 @@ def _change(event: Event) -> tuple[list[Line], str]:
         lines = [Line("before", line) for line in before[:_LINES]] + [Line("after", line) for line in after[:_LINES]]
         return lines, f"of {len(before):,} lines before and {len(after):,} after, the first {_LINES} each"
     lines = []
-    alike = [[line.removesuffix(",") for line in value] for value in (before, after)]  # the last one has no comma
-    for tag, low, high, new_low, new_high in difflib.SequenceMatcher(None, *alike, autojunk=False).get_opcodes():
+    one, other = ([line.removesuffix(",") for line in value] for value in (before, after))  # the last has no comma
+    for tag, low, high, new_low, new_high in difflib.SequenceMatcher(None, one, other, autojunk=False).get_opcodes():
         if tag == "equal":
             lines += [Line("same", line) for line in after[new_low:new_high]]
         else:

@@ -1,8 +1,9 @@
 """Verifying: recomputing the chain over a log, and comparing it with the seals.
 
 Owns: the walk over seals and messages side by side, and the verdict. Must not know: where either comes from; the live
-log, an export and an archive are verified alike. Memory stays at the size of two seals. Invariant: a log that is found
-intact holds, from the first to the last revision named, exactly the messages that the seals' keys have signed for.
+log, an export and an archive are verified alike. Of the messages of two seals it keeps the digests, and nothing of the
+others. Invariant: a log that is found intact holds, from the first to the last revision named, exactly the messages that
+the seals' keys have signed for.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Final, NamedTuple
 
-from agentfield.audit.chain import Stored, digest_of, link
-from agentfield.audit.comparing import Difference, expected_of, first_difference, misplaced
+from agentfield.audit.chain import Stored, chained
+from agentfield.audit.comparing import Difference, Seen, expected_of, first_difference, misplaced
 from agentfield.audit.seal import Head, Seal, SignedSeal, fault_of
 
 _AHEAD: Final = 2000
@@ -119,7 +120,7 @@ class _Walk:
         self._selection = selection
         self._excerpt = excerpt
         self._source: AsyncIterator[Stored] | None = None
-        self._pushed: Stored | None = None
+        self._pushed: Seen | None = None
         self._over = False
         self._recreated = False
 
@@ -201,7 +202,7 @@ class _Walk:
         return True
 
     async def _difference(
-        self, seal: Seal, following: Seal | None, begin: int, end: int, messages: list[Stored]
+        self, seal: Seal, following: Seal | None, begin: int, end: int, messages: list[Seen]
     ) -> Difference | None:
         expected = expected_of([seal], begin, end)
         difference = first_difference(expected, messages, complete=True)
@@ -216,18 +217,18 @@ class _Walk:
                 return Difference("changed", seal.first, None, "the seal's chain does not follow from its own digests")
             return None
         further = list(messages)
-        while len(further) < len(messages) + _AHEAD and (stored := await self._next()) is not None:
-            further.append(stored)
+        while len(further) < len(messages) + _AHEAD and (seen := await self._next()) is not None:
+            further.append(seen)
         wider = expected_of(
             [seal] if following is None else [seal, following], begin, self._extent.last if self._excerpt else None
         )
         return first_difference(wider, further, complete=True) or difference
 
-    def _misplaced(self, seal: Seal, messages: Sequence[Stored]) -> Difference | None:
-        for stored in messages:
-            if stored.sequence < seal.first:
-                return Difference("inserted", stored.sequence, stored, "there was no such event when this was sealed")
-            difference = misplaced(seal, stored)
+    def _misplaced(self, seal: Seal, messages: Sequence[Seen]) -> Difference | None:
+        for seen in messages:
+            if seen.sequence < seal.first:
+                return Difference("inserted", seen.sequence, seen, "there was no such event when this was sealed")
+            difference = misplaced(seal, seen)
             if difference is not None:
                 return difference
         for before, after in pairwise(messages):
@@ -237,11 +238,11 @@ class _Walk:
 
     # -- messages -----------------------------------------------------------------------------------------------------
 
-    async def _up_to(self, last: int, begin: int) -> list[Stored]:
+    async def _up_to(self, last: int, begin: int) -> list[Seen]:
         """The next messages up to the first whose sequence is above ``last``."""
         if self._source is None and not self._over:
             self._source = self._events(begin)
-        messages: list[Stored] = []
+        messages: list[Seen] = []
         if self._pushed is not None:
             if self._pushed.sequence > last:
                 return messages
@@ -249,20 +250,20 @@ class _Walk:
             self._pushed = None
         if self._source is not None:
             async for stored in self._source:
-                if stored.sequence > last:
-                    self._pushed = stored
+                seen = Seen.of(stored)
+                if seen.sequence > last:
+                    self._pushed = seen
                     return messages
-                messages.append(stored)
+                messages.append(seen)
         self._over = True
         return messages
 
-    async def _next(self) -> Stored | None:
+    async def _next(self) -> Seen | None:
         if self._pushed is not None:
-            stored, self._pushed = self._pushed, None
-            return stored
-        if self._source is None:
-            return None
-        return await anext(self._source, None)
+            seen, self._pushed = self._pushed, None
+            return seen
+        stored = None if self._source is None else await anext(self._source, None)
+        return None if stored is None else Seen.of(stored)
 
     async def _look_at_the_rest(self, head: Head) -> None:
         """What comes after the last seal; it belongs to the range only if that has no end of its own."""
@@ -278,14 +279,11 @@ class _Walk:
         verdict.unsealed_since = rest[0].timestamp if rest else 0
 
 
-def _holds(seal: Seal, messages: Sequence[Stored]) -> bool:
+def _holds(seal: Seal, messages: Sequence[Seen]) -> bool:
     """Whether these are all messages of a seal, and no others, by the chain."""
     if len(messages) != seal.count:
         return False
-    chain = seal.before
-    for stored in messages:
-        chain = link(chain, stored.sequence, digest_of(stored))
-    return chain == seal.after
+    return chained(seal.before, ((seen.sequence, seen.digest) for seen in messages)) == seal.after
 
 
 def _witnessed(signed: SignedSeal, witness: Witness | None) -> str | None:

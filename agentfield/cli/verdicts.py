@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from agentfield.audit.chain import Stored
-from agentfield.audit.comparing import Difference
+from agentfield.audit.comparing import Difference, Seen
 from agentfield.audit.jsonl import time_text
 from agentfield.audit.reporting import Report
 from agentfield.audit.reporting import visible as escaped
@@ -164,5 +163,5 @@ def _moment(nanoseconds: int) -> str:
         return f"{nanoseconds} ns"
 
 
-def _subject(stored: Stored) -> str:
-    return stored.subject.encode("utf-8", "backslashreplace").decode()
+def _subject(seen: Seen) -> str:
+    return seen.subject.encode("utf-8", "backslashreplace").decode()

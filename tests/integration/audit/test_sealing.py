@@ -113,11 +113,10 @@ async def test_what_is_verified_is_what_the_server_stores_to_the_byte(fabric: Fa
     assert (await verdict(fabric)).events == last
 
 
-async def test_a_seal_is_made_when_there_are_enough_events_or_when_one_has_waited_long_enough(fabric: Fabric) -> None:
-    async with following(fabric, every=5, within=0.3) as made:
+async def test_what_has_waited_long_enough_is_sealed_though_it_is_not_much(fabric: Fabric) -> None:
+    async with following(fabric, every=1000, within=0.3) as made:
         await write_many(fabric, [f"k.{number}" for number in range(1, 12)])
         await eventually(lambda: made and made[-1].last == 11, within=10, what="everything is sealed")
-        assert [seal.last for seal in made[:2]] == [5, 10]
         await write(fabric, "k.12")
         await eventually(lambda: made[-1].last == 12, within=10, what="the last event is sealed")
     assert (await verdict(fabric)).last == 12

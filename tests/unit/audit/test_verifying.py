@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentfield.audit.chain import Stored
+from agentfield.audit.comparing import Seen
 from agentfield.audit.nkey import Signer
 from agentfield.audit.seal import SignedSeal, signed
 from agentfield.audit.verifying import Extent, Witness
@@ -60,7 +61,7 @@ def test_one_flipped_bit_is_found_and_named(at: int, bit: int, part: str) -> Non
     assert found(messages) == ("changed", at + 1)
     result = verdict(messages, SEALS)
     assert result.finding is not None
-    assert result.finding.found == changed[part]
+    assert result.finding.found == Seen.of(changed[part])
     assert (result.last, result.events) == (at // 5 * 5, at // 5 * 5)
 
 
