@@ -2,8 +2,8 @@
 
 Owns: the walk over seals and messages side by side, and the verdict. Must not know: where either comes from; the live
 log, an export and an archive are verified alike. Of the messages of two seals it keeps the digests, and nothing of the
-others. Invariant: a log that is found intact holds, from the first to the last revision named, exactly the messages that
-the seals' keys have signed for.
+others. Invariant: a log that is found intact holds, from the first to the last revision named, exactly the messages
+that the seals' keys have signed for.
 """
 
 from __future__ import annotations
