@@ -30,7 +30,7 @@ async def verifying(here: Surroundings) -> Table:
     amount = here.scale(100_000, 20_000)
     rounds = here.scale(5, 3)
     signer = Signer.generate()
-    table = Table(f"audit: a log of {amount:,} events", ["events/s"])
+    table = Table(f"audit of a log of {amount:,} events", ("events a second",))
     fabric = await Fabric.open(here.url, namespace=NAMESPACE, name="bench", timeout=PATIENCE)
     try:
         await _fill(fabric, amount)
@@ -56,14 +56,12 @@ async def verifying(here: Surroundings) -> Table:
         await fabric.aclose()
     raw_rate = found["raw"]
     ratio = found["live"].ratio_to(raw_rate)
-    table.add("nats-py, a consumer that decodes", raw_rate.typical)
-    table.add(
-        "audit verify", found["live"].typical, ratio=ratio, targets=[Target(ratio, "≥", 0.6, "× the raw consumer")]
-    )
+    table.add("raw pull consumer, decodes only", raw_rate.typical, ratio=1.0)
+    table.add("audit verify", found["live"].typical, ratio=ratio, targets=[Target(ratio, "≥", 0.6, "× raw")])
     table.add("audit verify of an export", found["export"].typical, ratio=found["export"].ratio_to(raw_rate))
     table.add("audit seal, once", sealing)
     table.add("audit export, once", exporting)
-    table.remarks.append(f"{count} seals; whatever is verified is hashed twice, for its digest and for the chain")
+    table.remarks.append(f"{count} seals; every event is hashed twice: for its digest, and for the chain")
     return table
 
 

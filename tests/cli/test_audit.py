@@ -184,6 +184,7 @@ def test_what_cannot_be_written_is_one_line(sealed: Cli, tmp_path: Path) -> None
 def test_what_needs_a_package_that_is_missing_says_so(cli: Cli, tmp_path: Path) -> None:
     for name, args, extra in (
         ("cryptography", ("keygen", str(tmp_path / "key")), "audit"),
+        ("jinja2", ("report",), "audit"),
         ("pyarrow", ("export", str(tmp_path / "log.parquet"), "--format", "parquet"), "parquet"),
     ):
         hidden = tmp_path / name

@@ -249,6 +249,21 @@ def test_a_seal_that_was_tampered_with_is_named(
     assert (result.intact, result.last, result.seals) == (False, at * 5, at)
 
 
+def test_a_seal_that_its_own_key_made_anew_is_noticed_by_the_next_one() -> None:
+    """Every word of it is right, but for when it was made: it is not the seal that was built upon."""
+    other = signed(dataclasses.replace(SEALS[1].open(), sealed=99), SIGNER)
+    result = verdict(LOG, [SEALS[0], other, *SEALS[2:]])
+    assert result.seal_fault is not None
+    assert "seal 3 does not follow the seal before it" in result.seal_fault
+
+
+def test_a_seal_whose_chain_is_not_that_of_its_digests_is_not_believed() -> None:
+    wrong = signed(dataclasses.replace(SEALS[-1].open(), after=bytes(32)), SIGNER)
+    result = verdict(LOG, [*SEALS[:-1], wrong])
+    assert result.finding is not None
+    assert (result.finding.sequence, "its own digests" in result.finding.detail) == (21, True)
+
+
 def test_without_a_key_that_of_the_first_seal_is_believed_and_no_other() -> None:
     result = verdict(LOG, SEALS, trusted=[])
     assert (result.intact, result.trusted_on_first, result.keys) == (True, True, [SIGNER.public])
