@@ -18,9 +18,10 @@ from agentfield.audit.cloudevents import cloud_event_line
 from agentfield.audit.jsonl import end_line, event_line, header_line, seal_line
 from agentfield.audit.replacing import replacing
 from agentfield.audit.seal import SignedSeal
-from agentfield.audit.source import Live, record_of
+from agentfield.audit.source import Live, place_of, record_of
 from agentfield.audit.verifying import Extent
-from agentfield.codec import EVENT_HEADER
+from agentfield.codec import decode_outline
+from agentfield.errors import DecodeError
 from agentfield.fabric.fabric import Fabric
 from agentfield.memory.addressing import AnyScope
 from agentfield.memory.resolving import Resolver
@@ -112,7 +113,8 @@ async def _selected(
     filters = fabric.subjects.filters(patterns, selection.scopes) if selection.of_keys else ()
     async with aclosing(live.read(first, last, filters)) as messages:
         async for stored in messages:
-            if not filters or selection.pattern.matches(fabric.subjects.parse(stored.subject)[1]):
+            place = place_of(fabric.subjects, stored.subject) if filters else None
+            if not filters or (place is not None and selection.pattern.matches(place[1])):
                 yield stored
 
 
@@ -162,7 +164,9 @@ class _CloudEvents:
 
     async def event(self, stored: Stored) -> bool:
         record = record_of(stored)
-        if not stored.subject.startswith(f"{self._namespace}.memory.") or EVENT_HEADER not in record.headers:
+        try:
+            decode_outline(record, self._subjects)
+        except DecodeError:  # of a lock, say, or written by others
             return False
         event = await self._resolver.event(record)
         self._file.write(cloud_event_line(event, self._namespace, stored.timestamp))

@@ -18,7 +18,7 @@ import orjson
 from agentfield.audit.chain import Stored, digest_of
 from agentfield.audit.checking import Checked, Span, check_live
 from agentfield.audit.jsonl import time_text
-from agentfield.audit.source import Live, record_of
+from agentfield.audit.source import Live, place_of, record_of
 from agentfield.codec import Record, decode_outline
 from agentfield.errors import DecodeError, InvalidInputError
 from agentfield.event import Event
@@ -134,7 +134,8 @@ async def collect(fabric: Fabric, question: Question, *, trusted: Collection[str
     async with aclosing(live.read(first, last, filters)) as messages:
         async for stored in messages:
             record = record_of(stored)
-            if not question.pattern.matches(fabric.subjects.parse(stored.subject)[1]):
+            place = place_of(fabric.subjects, stored.subject)
+            if not question.pattern.matches(stored.subject if place is None else place[1]):
                 continue
             previous = await table.of(record)
             table.advance(record)
@@ -181,7 +182,7 @@ async def _row(resolver: Resolver, fabric: Fabric, stored: Stored, record: Recor
     try:
         event = await resolver.event(record, previous)
     except DecodeError as error:
-        scope, key = fabric.subjects.parse(stored.subject)
+        scope, key = place_of(fabric.subjects, stored.subject) or ("no key's subject", stored.subject)
         return Row(
             revision=stored.sequence,
             time=time_text(stored.timestamp),

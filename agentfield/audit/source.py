@@ -13,10 +13,13 @@ from agentfield.audit.chain import Stored
 from agentfield.audit.seal import SignedSeal
 from agentfield.audit.verifying import Extent
 from agentfield.codec import EVENT_ID, Record
+from agentfield.errors import InvalidInputError
 from agentfield.fabric.client import ExactHeaders
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.log import Conflict, Log
 from agentfield.fabric.reader import Reader
+from agentfield.scope import Scope
+from agentfield.subject import Subjects
 
 
 class Live:
@@ -89,6 +92,14 @@ def stored_of(record: Record) -> Stored:
     headers = record.headers
     block = headers.block if isinstance(headers, ExactHeaders) else b""
     return Stored(record.subject, record.sequence, record.timestamp, block, record.payload)
+
+
+def place_of(subjects: Subjects, subject: str) -> tuple[Scope, str] | None:
+    """The scope and key whose subject this is; None if it is no key's: anybody may have put it into the log."""
+    try:
+        return subjects.parse(subject)
+    except InvalidInputError:
+        return None
 
 
 def record_of(stored: Stored) -> Record:

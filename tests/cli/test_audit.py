@@ -181,6 +181,21 @@ def test_what_cannot_be_written_is_one_line(sealed: Cli, tmp_path: Path) -> None
     assert sealed("audit", "export", str(tmp_path)).code == 2
 
 
+def test_a_report_is_one_page_and_says_when_something_is_wrong(
+    sealed: Cli, key: tuple[str, str], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path / "report.html"
+    report = ("audit", "report", "order_3", "--global", "--output", str(path))
+    done = sealed(*report, "--public-key", key[1])
+    assert (done.code, done.out, done.err) == (0, "", f"{path}: 2 events\n")
+    assert "Every event here is as it was sealed" in path.read_text()
+    assert "order_3 · global" in sealed("audit", "report", "order_3", "--global").out
+    other = make_key(tmp_path_factory.mktemp("key") / "other").public
+    done = sealed(*report, "--public-key", other)
+    assert (done.code, "none of the keys that are trusted" in done.err) == (1, True)
+    assert "Not as it was sealed" in path.read_text()
+
+
 def test_what_needs_a_package_that_is_missing_says_so(cli: Cli, tmp_path: Path) -> None:
     for name, args, extra in (
         ("cryptography", ("keygen", str(tmp_path / "key")), "audit"),

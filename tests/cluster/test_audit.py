@@ -15,6 +15,7 @@ SIGNER = Signer.generate()
 
 async def test_the_chain_goes_on_when_the_leader_of_the_log_is_lost(cluster: Cluster, namespace: str) -> None:
     made: list[int] = []
+    revision = 0
     fabrics = [await Fabric.open(url, namespace=namespace, name="test", timeout=30) for url in cluster.urls]
 
     async def follow(fabric: Fabric) -> None:

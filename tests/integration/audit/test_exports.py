@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -205,9 +206,15 @@ async def test_a_value_changed_in_parquet_is_named(sealed: Fabric, tmp_path: Pat
     assert (result.finding.kind, result.finding.sequence) == ("changed", 7)
 
 
-async def test_a_selection_is_verified_as_far_as_it_can_be(sealed: Fabric, tmp_path: Path) -> None:
+async def test_a_selection_is_verified_as_far_as_it_can_be(sealed: Fabric, tmp_path: Path, namespace: str) -> None:
     path = tmp_path / "log"
+    await sealed.connection.client._send_command(
+        b"PUB %b.memory.global.global.order.\xff 1\r\nx\r\n" % namespace.encode()
+    )
+    await write(sealed, "other")
     some = Selection(Pattern.parse("order_*"), (("global", None),), 3, 9)
+    assert (await export(sealed, path, "jsonl", some)).events == 7
+    assert (await export(sealed, path, "jsonl", replace(some, last=None))).events == 9
     assert (await export(sealed, path, "jsonl", some)).events == 7
     result = await verdict(path)
     assert (result.intact, result.selection, result.events) == (True, True, 7)

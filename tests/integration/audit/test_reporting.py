@@ -162,10 +162,12 @@ async def test_an_event_that_cannot_be_read_does_not_hide_the_others(
 ) -> None:
     await memory.set("key", 1)
     await fabric.connection.request(f"{namespace}.memory.global.global.key", b"<not json>", timeout=5)
-    await memory.set("key", 2)
+    await fabric.connection.client._send_command(f"PUB {namespace}.memory.global.global.".encode() + b"\xff 1\r\nx\r\n")
+    await write(fabric, "stored.after.it")
     await seal(fabric)
     found = await report(fabric)
-    assert [row.operation for row in found.rows] == ["set", "cannot be read", "set"]
+    assert [row.operation for row in found.rows] == ["set", "cannot be read", "cannot be read", "set"]
+    assert found.rows[2].key.endswith("\\udcff")
     assert (found.rows[1].state, "not" in found.rows[1].fault) == ("verified", True)
     assert "&lt;not json&gt;" in page(found) or "header" in found.rows[1].fault
 
