@@ -15,7 +15,19 @@ from collections.abc import Awaitable, Callable, Mapping
 from rich.console import Console
 
 from agentfield.version import __version__
-from benchmarks import cached, concurrent, contention, expiring, handlers, past, projecting, single, starting, together
+from benchmarks import (
+    cached,
+    concurrent,
+    contention,
+    expiring,
+    handlers,
+    past,
+    projecting,
+    single,
+    starting,
+    together,
+    verifying,
+)
 from benchmarks.report import Table
 from benchmarks.surroundings import Surroundings, surroundings
 
@@ -38,6 +50,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "expiring": expiring.expiring,
     "as_of": past.as_of,
     "history": past.history,
+    "verify": verifying.verifying,
     "import": starting.importing,
     "up": starting.up,
     "idle": starting.idle,

@@ -9,7 +9,7 @@ message for one of our subscriptions reaches it. What comes out is the same; ``t
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from nats.aio.client import Client as StockClient
 from nats.aio.subscription import Subscription
@@ -58,6 +58,31 @@ def parse_headers(block: bytes) -> dict[str, str] | None:
             if colon and name.isascii() and not any(character.isspace() for character in name):
                 headers[name] = value.strip(_BLANK)
     return headers or None
+
+
+class ExactHeaders(Mapping[str, str]):
+    """Headers with the block they came in, byte for byte as the server stored it; parsed only once one is asked for."""
+
+    __slots__ = ("_parsed", "block")
+
+    def __init__(self, block: bytes) -> None:
+        self.block = block
+        self._parsed: dict[str, str] | None = None
+
+    def __getitem__(self, name: str) -> str:
+        return self._headers[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._headers)
+
+    def __len__(self) -> int:
+        return len(self._headers)
+
+    @property
+    def _headers(self) -> dict[str, str]:
+        if self._parsed is None:
+            self._parsed = (parse_headers(self.block) if self.block else None) or {}
+        return self._parsed
 
 
 def publication(subject: str, reply: str, payload: bytes, headers: Mapping[str, str] | None) -> bytes | None:

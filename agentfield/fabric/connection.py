@@ -29,7 +29,7 @@ from agentfield.errors import (
     InvalidInputError,
     UnavailableError,
 )
-from agentfield.fabric.client import STATUS, Client, parse_headers
+from agentfield.fabric.client import STATUS, Client, ExactHeaders, parse_headers
 from agentfield.fabric.faults import ConnectionLostFault, NoAnswerFault, NoRespondersFault
 from agentfield.server_version import MINIMUM_SERVER, is_supported
 
@@ -88,13 +88,21 @@ class Subscription:
     """
 
     def __init__(
-        self, connection: Connection, subject: str, queue: str, callback: Callback, taker: Taker | None = None
+        self,
+        connection: Connection,
+        subject: str,
+        queue: str,
+        callback: Callback,
+        taker: Taker | None = None,
+        *,
+        exact: bool = False,
     ) -> None:
         self._connection = connection
         self._subject = subject
         self._queue = queue
         self._callback = callback
         self._taker = taker
+        self._exact = exact
         self._stock: StockSubscription | None = None
         self._ended = False
         self.denied = False
@@ -124,7 +132,11 @@ class Subscription:
                 headers = parse_headers(block) if block else None
                 taker(Message(subject.decode(), reply.decode(), headers or NO_HEADERS, payload))
 
-            client.give(stock, take)
+            def take_exactly(subject: bytes, reply: bytes, block: bytes, payload: bytes) -> None:
+                name = subject.decode("utf-8", "surrogateescape")
+                taker(Message(name, reply.decode(), ExactHeaders(block), payload))
+
+            client.give(stock, take_exactly if self._exact else take)
 
     async def unsubscribe(self) -> None:
         """Stop receiving at once; what was not yet handed to the callback is dropped. Safe to call twice."""
@@ -579,16 +591,19 @@ class Connection:
         """
         return await self._subscribe(Subscription(self, subject, queue, callback), subject)
 
-    async def listen(self, subject: str, taker: Taker) -> Subscription:
+    async def listen(self, subject: str, taker: Taker, *, exact: bool = False) -> Subscription:
         """The same with a function that takes each message over at once, without a queue and a task in between.
 
-        For what is many and quickly put aside: at a third of the cost.
+        For what is many and quickly put aside: at a third of the cost. With ``exact``, every message that is taken has
+        its headers as :class:`ExactHeaders`, and in a subject that is not UTF-8 the other bytes are escaped as Python's
+        ``surrogateescape`` does it.
         """
 
         async def callback(message: Message) -> None:
-            taker(message)
+            if not exact:  # else it came before the taker was known, and is not as promised: as good as lost on the way
+                taker(message)
 
-        return await self._subscribe(Subscription(self, subject, "", callback, taker), subject)
+        return await self._subscribe(Subscription(self, subject, "", callback, taker, exact=exact), subject)
 
     async def _subscribe(self, subscription: Subscription, subject: str) -> Subscription:
         await self.wait_connected(5.0)

@@ -42,7 +42,7 @@ from agentfield.fabric.faults import (
 from agentfield.fabric.jetstream import API, ATTEMPT, PATIENCE, api, backoff
 from agentfield.fabric.reader import Reader
 from agentfield.fabric.sharing import SharedReads
-from agentfield.fabric.topology import Topology
+from agentfield.fabric.topology import StreamSpec, Topology
 
 logger = logging.getLogger("agentfield.log")
 
@@ -99,15 +99,19 @@ class _Page(NamedTuple):
 
 
 class Log:
-    """The log stream of one namespace, over one connection."""
+    """The log stream of one namespace, over one connection; or, ``of`` the table, another that only grows."""
 
-    def __init__(self, connection: Connection, topology: Topology, *, timeout: float = PATIENCE) -> None:
+    def __init__(
+        self, connection: Connection, topology: Topology, *, timeout: float = PATIENCE, of: StreamSpec | None = None
+    ) -> None:
         self.connection = connection
-        self.stream = topology.log.name
+        self.stream = (of or topology.log).name
         self.timeout = timeout
         self.replicas = 1
         self.last_known = 0
         """The log's last sequence when its state was last asked for."""
+        self.created = 0
+        """When the server made the stream: nanoseconds since the epoch; 0 as long as its state was not asked for."""
         self.batches = asyncio.Semaphore(BATCHES_AT_ONCE)
         self._clock = ServerClock()
         self._direct = f"{API}.DIRECT.GET.{self.stream}"
@@ -122,7 +126,7 @@ class Log:
     async def state(self) -> dict[str, Any]:
         """The stream's state as its leader reports it (``first_seq``, ``last_seq``, ``messages``, …).
 
-        Also takes note of the number of replicas and of the server's clock.
+        Also takes note of the number of replicas, of when it was made, and of the server's clock.
         """
         loop = asyncio.get_running_loop()
         sent = loop.time()
@@ -131,6 +135,7 @@ class Log:
         except Fault as fault:
             raise error_of(fault, f"asking for the state of {self.stream}") from None
         self.replicas = int(info["config"].get("num_replicas", 1))
+        self.created = records.nanoseconds_of(info["created"])
         self._clock.observe(sent, records.nanoseconds_of(info["ts"]), loop.time())
         state: dict[str, Any] = info["state"]
         self.last_known = int(state["last_seq"])
@@ -349,7 +354,9 @@ class Log:
             async for record in reader.last_of_each():
                 yield record
 
-    async def read(self, filters: Sequence[str], *, start: int = 1, stop: int | None = None) -> AsyncIterator[Record]:
+    async def read(
+        self, filters: Sequence[str], *, start: int = 1, stop: int | None = None
+    ) -> AsyncGenerator[Record, None]:
         """The events that match, in order, from sequence ``start`` to ``stop`` (default: the last at the call)."""
         target = int((await self.state())["last_seq"]) if stop is None else stop
         if start > target:

@@ -48,7 +48,8 @@ class Reader:
     Starts at sequence ``start``, or, with ``last_per_subject``, holds just the last event of every subject. Pulls
     happen only as fast as the caller takes events: a slow caller costs the server nothing and loses nothing. If events
     that a ``gapless`` reader had still to give are taken out of the stream, it raises :class:`ResyncRequired` in their
-    place; any other goes on with those that are left.
+    place; any other goes on with those that are left. With ``exact``, the headers of every record are
+    :class:`~agentfield.fabric.client.ExactHeaders`.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Reader:
         start: int = 1,
         last_per_subject: bool = False,
         gapless: bool = False,
+        exact: bool = False,
         patience: float = PATIENCE,
     ) -> None:
         self._connection = connection
@@ -70,6 +72,7 @@ class Reader:
         self._gapless = gapless
         self._behind = False
         self._sound = 0
+        self._exact = exact
         self._patience = patience
         self._name = ""
         self._expected = 1
@@ -99,7 +102,7 @@ class Reader:
         return self._pending
 
     async def __aenter__(self) -> Self:
-        self._subscription = await self._connection.listen(f"{self._inbox}.*", self._on_message)
+        self._subscription = await self._connection.listen(f"{self._inbox}.*", self._on_message, exact=self._exact)
         self._forget_listener = self._connection.on_state(self._on_state)
         self._forget_closing = self._connection.before_close(self.aclose)
         try:
@@ -321,7 +324,7 @@ class Reader:
         while True:
             try:
                 message = await self._receive()
-                if message.status:
+                if not message.reply and message.status:  # a stored message may look like one, but has a reply subject
                     idle = self._owed == _BATCH
                     self._end_of_pull(message)
                     if idle:

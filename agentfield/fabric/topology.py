@@ -70,6 +70,7 @@ class Topology:
     notes: StreamSpec = field(init=False)
     deadletters: StreamSpec = field(init=False)
     objects: StreamSpec = field(init=False)
+    seals: StreamSpec = field(init=False)
 
     def __post_init__(self) -> None:
         ns, upper = self.namespace, self.namespace.upper()
@@ -151,6 +152,18 @@ class Topology:
                     compression="s2",
                 ),
             ),
+            "seals": StreamSpec(
+                f"{upper}_SEALS",
+                "signed statements of what the log holds, by which it can be audited",
+                _config(
+                    subjects=[f"{ns}.seals.seal"],
+                    deny_delete=True,
+                    deny_purge=True,
+                    discard="new",
+                    allow_direct=True,
+                    compression="s2",
+                ),
+            ),
         }
         for name, value in {"log": log, "buckets": buckets, **rest}.items():
             object.__setattr__(self, name, value)
@@ -158,7 +171,7 @@ class Topology:
     @property
     def streams(self) -> tuple[StreamSpec, ...]:
         """Every stream, the log first: buckets source it, so it has to exist before they do."""
-        return (self.log, *self.buckets, self.timers, self.notes, self.deadletters, self.objects)
+        return (self.log, *self.buckets, self.timers, self.notes, self.deadletters, self.objects, self.seals)
 
     @property
     def objects_bucket(self) -> str:

@@ -128,6 +128,15 @@ def test_without_a_command_it_shows_its_help_and_fails(offline: Cli) -> None:
         ("deadletters", "drop"),
         ("handlers", "remove"),
         ("doctor", "more"),
+        ("audit", "nonsense"),
+        ("audit", "keygen"),
+        ("audit", "seal"),
+        ("audit", "seal", "--key", "no-such-file"),
+        ("audit", "verify", "--live-seals"),
+        ("audit", "verify", "--export", "no-such-file"),
+        ("audit", "verify", "--from", "yesterday"),
+        ("audit", "export", "log", "--format", "xml"),
+        ("audit", "report", "--json"),
     ],
     ids=" ".join,
 )
@@ -171,6 +180,9 @@ def test_wrong_usage_is_one_line_and_exit_code_2(here: Main, args: tuple[str, ..
         (("call", "a.b", "--json-args", "{"), "not JSON"),
         (("call", "a.b", "--json-args", "[1]"), "JSON object"),
         (("call", "a.b", "--session", ""), "scope id '' is empty"),
+        (("audit", "verify", "--public-key", "x"), "no public nkey"),
+        (("audit", "export", "log", "a>"), "contains '>'"),
+        (("audit", "report", "a>"), "contains '>'"),
         (("ls", "--namespace", "A B"), "namespace 'A B'"),
         (("ls", "--namespace", ""), "namespace ''"),
         (("run", "x.py", "--namespace", "A B"), "namespace 'A B'"),
@@ -212,6 +224,7 @@ def test_an_empty_url_is_refused(here: Main) -> None:
         ("as-of", "1"),
         ("diff", "a", "1"),
         ("revert", "a", "1", "--yes"),
+        ("audit", "verify"),
     ],
 )
 def test_a_server_that_is_away_is_one_line_and_exit_code_1(offline: Cli, args: tuple[str, ...]) -> None:

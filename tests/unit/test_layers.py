@@ -26,6 +26,7 @@ LAYERS = (
     words("fabric"),
     words("local"),
     words("memory"),
+    words("audit"),
     words("agent"),
     words("testing"),
     words("cli __main__"),

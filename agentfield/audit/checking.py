@@ -1,0 +1,134 @@
+"""Verifying what there is: the live log or an export, with the seals of either.
+
+Owns: putting source and seals together in the right order, and keeping note of which seal covers what. Must not know:
+how a verdict is shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Collection, Iterator
+from contextlib import aclosing
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from agentfield.audit.jsonl import Export
+from agentfield.audit.parquet import ParquetExport
+from agentfield.audit.seal import SignedSeal
+from agentfield.audit.source import Live
+from agentfield.audit.verifying import Verdict, Witness, verify
+from agentfield.errors import InvalidInputError
+from agentfield.fabric.fabric import Fabric
+
+T = TypeVar("T")
+
+_PARQUET = b"PAR1"
+
+
+class Span(NamedTuple):
+    """What one seal covers, and where it comes from."""
+
+    number: int
+    first: int
+    last: int
+    sealed: int
+    """When it was made: nanoseconds since the epoch."""
+    key: str
+    hash: str
+
+
+class Checked(NamedTuple):
+    """A verdict, and the seals that it rests on."""
+
+    verdict: Verdict
+    spans: list[Span]
+
+
+async def check_live(
+    fabric: Fabric,
+    *,
+    trusted: Collection[str] = (),
+    witness: Witness | None = None,
+    start: int = 1,
+    stop: int | None = None,
+) -> Checked:
+    """Verify the log on the server by the seals on the server."""
+    live = Live(fabric)
+    last = await live.last_seal()  # before the log's extent: so the log reaches at least as far as the seals
+    spans: list[Span] = []
+    async with aclosing(_noted(live.seals(0 if last is None else last.sequence), spans)) as seals:
+        extent = await live.extent()
+        verdict = await verify(
+            lambda begin: live.read(begin, extent.last),
+            seals,
+            extent,
+            trusted=trusted,
+            witness=witness,
+            start=start,
+            stop=stop,
+        )
+    return Checked(verdict, spans)
+
+
+async def check_export(
+    path: Path,
+    *,
+    by: Fabric | None = None,
+    trusted: Collection[str] = (),
+    witness: Witness | None = None,
+    start: int = 1,
+    stop: int | None = None,
+) -> Checked:
+    """Verify an export by its own seals, or by those on a server.
+
+    Raises InvalidInputError if the file is no export, and DecodeError at a place where it is damaged so that it cannot
+    be read.
+    """
+    export = open_export(path)
+    extent = export.header.extent
+    if by is None:
+        source = _asynchronously(export.seals())
+    else:
+        live = Live(by)
+        if live.stream != extent.stream:
+            raise InvalidInputError(f"{path} is of {extent.stream}, not of {live.stream}: name its namespace")
+        last = await live.last_seal()
+        source = live.seals(0 if last is None else last.sequence)
+    spans: list[Span] = []
+    async with aclosing(_noted(source, spans)) as seals:
+        verdict = await verify(
+            lambda _: _asynchronously(export.events()),
+            seals,
+            extent,
+            trusted=trusted,
+            witness=witness,
+            start=start,
+            stop=stop,
+            selection=export.header.selection is not None,
+            excerpt=by is not None,
+        )
+    return Checked(verdict, spans)
+
+
+def open_export(path: Path) -> Export | ParquetExport:
+    """An export, whichever format it has."""
+    with path.open("rb") as file:
+        parquet = file.read(len(_PARQUET)) == _PARQUET
+    return ParquetExport(path) if parquet else Export(path)
+
+
+async def _noted(seals: AsyncGenerator[SignedSeal, None], spans: list[Span]) -> AsyncGenerator[SignedSeal, None]:
+    """The seals as they come; of each that can be read, note is taken."""
+    async with aclosing(seals):
+        async for signed in seals:
+            try:
+                seal = signed.open()
+            except InvalidInputError:  # for the verdict to say
+                pass
+            else:
+                spans.append(Span(seal.number, seal.first, seal.last, seal.sealed, signed.key, signed.hash.hex()))
+            yield signed
+
+
+async def _asynchronously(items: Iterator[T]) -> AsyncGenerator[T, None]:
+    for item in items:
+        yield item

@@ -1,0 +1,143 @@
+"""Exports in Parquet, for tables and queries: every message exactly as stored, and beside it what it means.
+
+Owns: the columns. The seals are in the file's metadata. Needs the package pyarrow, which the extra ``parquet`` brings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from agentfield.audit.chain import Stored
+from agentfield.audit.jsonl import Header, seal_line, seal_of
+from agentfield.audit.seal import SignedSeal
+from agentfield.audit.source import record_of
+from agentfield.codec import decode_outline
+from agentfield.errors import DecodeError, InvalidInputError
+from agentfield.subject import Subjects
+
+_ROWS: Final = 10_000
+_BYTES: Final = 32 * 1024 * 1024
+"""Rows, and bytes of headers and payload, after which what is held is written out."""
+_HEADER: Final = b"agentfield.export"
+_SEALS: Final = b"agentfield.seals"
+_MEANING: Final = ("scope", "scope_id", "key", "operation", "reason", "id")
+_WRITER: Final = ("agent", "execution_id", "workflow_id", "session_id", "cause", "trace")
+
+
+def _pyarrow() -> Any:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise InvalidInputError('Parquet needs pyarrow: `pip install "agentfield[parquet]"`') from None
+    return pyarrow
+
+
+class ParquetSink:
+    """Takes messages into a file."""
+
+    def __init__(self, path: Path, header: bytes, subjects: Subjects) -> None:
+        arrow = _pyarrow()
+        self._arrow = arrow
+        self._subjects = subjects
+        texts = [(name, arrow.string()) for name in (*_MEANING, *_WRITER)]
+        self._schema = arrow.schema(
+            [
+                ("revision", arrow.int64()),
+                ("time", arrow.timestamp("ns", tz="UTC")),
+                *texts,
+                ("subject", arrow.binary()),
+                ("headers", arrow.binary()),
+                ("payload", arrow.binary()),
+            ]
+        )
+        self._stack = ExitStack()
+        self._writer = self._stack.enter_context(arrow.parquet.ParquetWriter(path, self._schema, compression="zstd"))
+        self._writer.add_key_value_metadata({_HEADER: header})
+        self._rows: list[tuple[Any, ...]] = []
+        self._bytes = 0
+        self._seals: list[bytes] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    async def event(self, stored: Stored) -> bool:
+        """Take a message."""
+        texts: tuple[str | None, ...]
+        try:
+            event = decode_outline(record_of(stored), self._subjects)
+        except DecodeError:  # not the event of a key: of a lock, say, or written by others
+            texts = (None,) * (len(_MEANING) + len(_WRITER))
+        else:
+            texts = (
+                *(getattr(event, name) for name in _MEANING),
+                *(getattr(event.writer, name) for name in _WRITER),
+            )
+        subject = stored.subject.encode("utf-8", "surrogateescape")
+        self._rows.append((stored.sequence, stored.timestamp, *texts, subject, stored.headers, stored.payload))
+        self._bytes += len(stored.headers) + len(stored.payload)
+        if len(self._rows) >= _ROWS or self._bytes >= _BYTES:
+            self._flush()
+        return True
+
+    def seal(self, signed: SignedSeal) -> None:
+        """Take a seal."""
+        self._seals.append(seal_line(signed))
+
+    def end(self, events: int, seals: int) -> None:
+        """Write out what is left."""
+        self._flush()
+        self._writer.add_key_value_metadata({_SEALS: b"".join(self._seals)})
+
+    def _flush(self) -> None:
+        if self._rows:
+            columns = [
+                self._arrow.array(column, field.type)
+                for column, field in zip(zip(*self._rows, strict=True), self._schema, strict=True)
+            ]
+            self._writer.write_table(self._arrow.Table.from_arrays(columns, schema=self._schema))
+        self._rows.clear()
+        self._bytes = 0
+
+
+class ParquetExport:
+    """A file that was exported as Parquet. Raises InvalidInputError if it is none."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._arrow = _pyarrow()
+        try:
+            self._metadata = self._arrow.parquet.read_metadata(path).metadata or {}
+        except self._arrow.ArrowException:
+            self._metadata = {}
+        self.header = Header.of(self._metadata.get(_HEADER, b""), path)
+
+    def events(self) -> Iterator[Stored]:
+        """The messages, in the order of the file. Raises DecodeError if it cannot be read further."""
+        last = self.header.extent.first - 1
+        try:
+            with self._arrow.parquet.ParquetFile(self._path) as file:
+                for batch in file.iter_batches(_ROWS, columns=["subject", "revision", "time", "headers", "payload"]):
+                    times = batch.column("time").cast("int64").to_pylist()
+                    columns = [batch.column(name).to_pylist() for name in ("subject", "revision", "headers", "payload")]
+                    for subject, revision, headers, payload, time in zip(*columns, times, strict=True):
+                        yield Stored(subject.decode("utf-8", "surrogateescape"), revision, time, headers, payload)
+                        last = revision
+        except (self._arrow.ArrowException, OSError) as error:
+            raise DecodeError(
+                f"{self._path} is damaged: {error}", subject=str(self._path), revision=last + 1
+            ) from error
+
+    def seals(self) -> Iterator[SignedSeal]:
+        """The seals, in their order."""
+        for line in self._metadata.get(_SEALS, b"").splitlines():
+            yield seal_of(line)

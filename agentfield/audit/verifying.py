@@ -1,0 +1,290 @@
+"""Verifying: recomputing the chain over a log, and comparing it with the seals.
+
+Owns: the walk over seals and messages side by side, and the verdict. Must not know: where either comes from; the live
+log, an export and an archive are verified alike. Of the messages of two seals it keeps the digests, and nothing of the
+others. Invariant: a log that is found intact holds, from the first to the last revision named, exactly the messages
+that the seals' keys have signed for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Final, NamedTuple
+
+from agentfield.audit.chain import Stored, chained
+from agentfield.audit.comparing import Difference, Seen, expected_of, first_difference, misplaced
+from agentfield.audit.seal import Head, Seal, SignedSeal, fault_of
+
+_AHEAD: Final = 2000
+"""Messages read past the seal in which a difference was found, to see whether the one concerned was only moved."""
+
+
+class Extent(NamedTuple):
+    """What a source of messages says of itself, before any is read."""
+
+    stream: str
+    created: int
+    """When the server made the stream: nanoseconds since the epoch."""
+    first: int
+    """The first sequence that it still holds; one past the last if it holds none."""
+    last: int
+
+
+class Witness(NamedTuple):
+    """A seal that was found in order before: its number and its hash in hexadecimal."""
+
+    number: int
+    hash: str
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What verifying found. Revisions are 0 where there are none."""
+
+    finding: Difference | None = None
+    """The first event that is not as it was sealed."""
+    seal_fault: str | None = None
+    """What is wrong with the seals themselves; nothing after that place was verified."""
+    first: int = 0
+    last: int = 0
+    """The first and the last revision that were verified."""
+    last_time: int = 0
+    """When the last verified event was stored: nanoseconds since the epoch."""
+    events: int = 0
+    seals: int = 0
+    unsealed: int = 0
+    """Events after the last seal: nothing is said about them."""
+    unsealed_since: int = 0
+    """When the first of them was stored; 0 if there is none."""
+    keys: list[str] = field(default_factory=list)
+    """Who signed the seals, each once."""
+    trusted_on_first: bool = False
+    """Whether no key was named, so that the first seal's was believed."""
+    witness: Witness | None = None
+    """The last seal that was found in order."""
+    begins_at: int = 0
+    """The first revision that is there, if sealed ones before it were trimmed; else 0."""
+    selection: bool = False
+    """Whether only some of the events were there to be verified: each was, and whether any is missing is not known."""
+    facts: list[str] = field(default_factory=list)
+    """What one should know besides, such as that the stream is not the one that was sealed, but a copy."""
+
+    @property
+    def intact(self) -> bool:
+        """Whether nothing was found."""
+        return self.finding is None and self.seal_fault is None
+
+
+Events = Callable[[int], AsyncIterator[Stored]]
+"""Gives the messages from a sequence on, in the order in which they stand."""
+
+
+async def verify(
+    events: Events,
+    seals: AsyncIterator[SignedSeal],
+    extent: Extent,
+    *,
+    trusted: Collection[str] = (),
+    witness: Witness | None = None,
+    start: int = 1,
+    stop: int | None = None,
+    selection: bool = False,
+    excerpt: bool = False,
+) -> Verdict:
+    """Compare the messages with the seals, from revision ``start`` to ``stop``, and say where they first part.
+
+    All seals are checked, whatever the range; messages in whole seals, those that overlap it. ``trusted`` are the
+    public keys to believe; without any, that of the first seal. With ``selection``, only some of the messages are
+    there: each that is there is checked, and none is missed. An ``excerpt`` ends before the seals do, and nothing that
+    comes after its extent is missed. Raises what reading raises.
+    """
+    walk = _Walk(events, extent, start, stop, selection, excerpt)
+    try:
+        await walk.run(seals, frozenset(trusted), witness)
+    finally:
+        await walk.aclose()
+    return walk.verdict
+
+
+class _Walk:
+    def __init__(
+        self, events: Events, extent: Extent, start: int, stop: int | None, selection: bool, excerpt: bool
+    ) -> None:
+        self.verdict = Verdict(selection=selection)
+        self._events = events
+        self._extent = extent
+        self._start = max(start, extent.first)
+        self._stop = stop  # without one, what is sealed is wanted even beyond the log's end
+        self._selection = selection
+        self._excerpt = excerpt
+        self._source: AsyncIterator[Stored] | None = None
+        self._pushed: Seen | None = None
+        self._over = False
+        self._recreated = False
+
+    async def aclose(self) -> None:
+        close = getattr(self._source, "aclose", None)
+        if close is not None:
+            await close()
+
+    async def run(self, seals: AsyncIterator[SignedSeal], trusted: frozenset[str], witness: Witness | None) -> None:
+        verdict, stream = self.verdict, self._extent.stream
+        head = Head.none(stream)
+        waiting: Seal | None = None  # compared when the one after it is known, in case messages changed places
+        async for signed in seals:
+            if not trusted:
+                trusted, verdict.trusted_on_first = frozenset([signed.key]), True
+            verdict.seal_fault = fault_of(signed, stream, head, trusted) or _witnessed(signed, witness)
+            if verdict.seal_fault is not None:
+                break
+            seal = signed.open()
+            self._note_gap(seal, head)
+            head = Head.at(signed, seal)
+            verdict.seals += 1
+            verdict.witness = Witness(head.number, head.hash.hex())
+            if signed.key not in verdict.keys:
+                verdict.keys.append(signed.key)
+            if seal.created != self._extent.created and not self._recreated:
+                self._recreated = True
+                verdict.facts.append(
+                    "the server made this stream at another time than the one that was sealed: it was restored, copied "
+                    "or made anew"
+                )
+            if waiting is not None and not await self._compare(waiting, seal):
+                return
+            waiting = seal
+        if waiting is not None and not await self._compare(waiting, None):
+            return
+        if verdict.seal_fault is None and witness is not None and witness.number > head.number:
+            verdict.seal_fault = (
+                f"seals {head.number + 1} to {witness.number} are gone: seal {witness.number} was there when this was "
+                "last verified"
+            )
+        await self._look_at_the_rest(head)
+
+    def _note_gap(self, seal: Seal, head: Head) -> None:
+        if seal.first > head.last + 1:
+            lost = "" if seal.first == head.last + 2 else f" to {seal.first - 1}"
+            when = "before sealing began" if not head.number else "when this was sealed"
+            self.verdict.facts.append(f"revision {head.last + 1}{lost}: gone from the log already {when}")
+
+    # -- one seal -----------------------------------------------------------------------------------------------------
+
+    async def _compare(self, seal: Seal, following: Seal | None) -> bool:
+        """Compare the messages of one seal; false if they are not as they were sealed."""
+        verdict, extent = self.verdict, self._extent
+        if seal.last < extent.first and seal.last <= extent.last:
+            verdict.begins_at = extent.first
+            return True
+        if seal.last < self._start or (self._stop is not None and seal.first > self._stop):
+            return True
+        begin = max(seal.first, extent.first)
+        if begin > seal.first:
+            verdict.begins_at = extent.first
+        end = min(seal.last, extent.last) if self._excerpt else seal.last
+        if end < begin:
+            return True
+        messages = await self._up_to(end, begin)
+        if self._selection:
+            difference = self._misplaced(seal, messages)
+        elif (begin, end) == (seal.first, seal.last) and _holds(seal, messages):
+            difference = None
+        else:
+            difference = await self._difference(seal, following, begin, end, messages)
+        if difference is not None:
+            verdict.finding = difference
+            return False
+        verdict.first = verdict.first or begin
+        verdict.last, verdict.last_time = end, messages[-1].timestamp if messages else seal.last_time
+        verdict.events += len(messages)
+        return True
+
+    async def _difference(
+        self, seal: Seal, following: Seal | None, begin: int, end: int, messages: list[Seen]
+    ) -> Difference | None:
+        expected = expected_of([seal], begin, end)
+        difference = first_difference(expected, messages, complete=True)
+        if difference is None:
+            if len(messages) > len(expected):
+                extra = messages[len(expected)]
+                return Difference("inserted", extra.sequence, extra, f"it stands behind revision {seal.last}")
+            if (begin, end) == (
+                seal.first,
+                seal.last,
+            ):  # every message is what it was, so the chain over them must hold
+                return Difference("changed", seal.first, None, "the seal's chain does not follow from its own digests")
+            return None
+        further = list(messages)
+        while len(further) < len(messages) + _AHEAD and (seen := await self._next()) is not None:
+            further.append(seen)
+        wider = expected_of(
+            [seal] if following is None else [seal, following], begin, self._extent.last if self._excerpt else None
+        )
+        return first_difference(wider, further, complete=True) or difference
+
+    def _misplaced(self, seal: Seal, messages: Sequence[Seen]) -> Difference | None:
+        for seen in messages:
+            if seen.sequence < seal.first:
+                return Difference("inserted", seen.sequence, seen, "there was no such event when this was sealed")
+            difference = misplaced(seal, seen)
+            if difference is not None:
+                return difference
+        for before, after in pairwise(messages):
+            if after.sequence <= before.sequence:
+                return Difference("reordered", after.sequence, after, f"it stands behind revision {before.sequence}")
+        return None
+
+    # -- messages -----------------------------------------------------------------------------------------------------
+
+    async def _up_to(self, last: int, begin: int) -> list[Seen]:
+        """The next messages up to the first whose sequence is above ``last``."""
+        if self._source is None and not self._over:
+            self._source = self._events(begin)
+        messages: list[Seen] = []
+        if self._pushed is not None:
+            if self._pushed.sequence > last:
+                return messages
+            messages.append(self._pushed)
+            self._pushed = None
+        if self._source is not None:
+            async for stored in self._source:
+                seen = Seen.of(stored)
+                if seen.sequence > last:
+                    self._pushed = seen
+                    return messages
+                messages.append(seen)
+        self._over = True
+        return messages
+
+    async def _next(self) -> Seen | None:
+        if self._pushed is not None:
+            seen, self._pushed = self._pushed, None
+            return seen
+        stored = None if self._source is None else await anext(self._source, None)
+        return None if stored is None else Seen.of(stored)
+
+    async def _look_at_the_rest(self, head: Head) -> None:
+        """What comes after the last seal; it belongs to the range only if that has no end of its own."""
+        verdict, extent = self.verdict, self._extent
+        bounded = self._stop is not None and self._stop < extent.last
+        if self._selection or bounded or verdict.seal_fault is not None:
+            return
+        begin = max(head.last + 1, extent.first)
+        verdict.unsealed = max(0, extent.last - begin + 1)
+        if not verdict.unsealed:
+            return
+        rest = await self._up_to(begin, begin)
+        verdict.unsealed_since = rest[0].timestamp if rest else 0
+
+
+def _holds(seal: Seal, messages: Sequence[Seen]) -> bool:
+    """Whether these are all messages of a seal, and no others, by the chain."""
+    return chained(seal.before, ((seen.sequence, seen.digest) for seen in messages)) == seal.after
+
+
+def _witnessed(signed: SignedSeal, witness: Witness | None) -> str | None:
+    if witness is None or witness.number != signed.sequence or witness.hash == signed.hash.hex():
+        return None
+    return f"seal {witness.number} is not the one that was there when this was last verified"

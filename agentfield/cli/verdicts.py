@@ -1,0 +1,167 @@
+"""How the outcome of an audit is shown, to people and to programs.
+
+Owns: the words. Must not know: how it was found. Invariant: what a verdict does not prove is said with it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from agentfield.audit.comparing import Difference, Seen
+from agentfield.audit.jsonl import time_text
+from agentfield.audit.reporting import Report
+from agentfield.audit.reporting import visible as escaped
+from agentfield.audit.verifying import Verdict
+from agentfield.cli.output import Output, age, visible
+from agentfield.errors import AgentFieldError
+from agentfield.memory.addressing import AnyScope
+
+TRUSTED_ON_FIRST = (
+    "no --public-key was given, so the key of the first seal was believed: this shows that log and seals belong "
+    "together, not that their keeper has not replaced both"
+)
+_WHAT = {
+    "changed": "was changed",
+    "removed": "is gone",
+    "inserted": "was inserted",
+    "reordered": "is not in its place",
+}
+
+
+def show(verdict: Verdict, output: Output, *, what: str, now: int) -> None:
+    """Print what was verified and what is to be known besides, in lines, or as one object, before any error."""
+    if output.as_json:
+        output.object(_fields(verdict), flush=True)
+        return
+    if verdict.events:
+        span = f"revisions {verdict.first} to {verdict.last}"
+        seals = "1 seal" if verdict.seals == 1 else f"{verdict.seals:,} seals"
+        events = "1 event" if verdict.events == 1 else f"{verdict.events:,} events"
+        output.line(
+            ("verified", "green"), f"{span} ({events}, {seals}), the last of {_moment(verdict.last_time)}", flush=True
+        )
+    else:
+        output.line(("verified", "yellow"), "no event", flush=True)
+    for key in verdict.keys:
+        output.line("signed by", key, flush=True)
+    if verdict.unsealed:
+        since = f", the oldest {age((now - verdict.unsealed_since) / 1e9)} old" if verdict.unsealed_since else ""
+        events = "1 event" if verdict.unsealed == 1 else f"{verdict.unsealed:,} events"
+        output.line(("unsealed", "yellow"), f"{events} after that{since}: nothing is known of them", flush=True)
+    for remark in remarks(verdict, what):
+        output.line(("note", "yellow"), visible(remark), flush=True)
+
+
+def remarks(verdict: Verdict, what: str) -> list[str]:
+    """What one should know besides the numbers."""
+    found = list(verdict.facts)
+    if verdict.begins_at:
+        found.append(
+            f"the {what} begins at revision {verdict.begins_at}: what was before has been trimmed, and can be verified "
+            "in an export or archive of that time"
+        )
+    if verdict.selection:
+        found.append("this is a selection: each event in it is what was sealed; whether any is missing cannot be told")
+    if verdict.trusted_on_first and verdict.seals:
+        found.append(TRUSTED_ON_FIRST)
+    return found
+
+
+def failure(verdict: Verdict) -> AgentFieldError | None:
+    """The error that a verdict amounts to; None if everything is as it was sealed."""
+    up_to = f"; verified up to revision {verdict.last}" if verdict.last else "; nothing before it was verified"
+    if verdict.finding is not None:
+        return AgentFieldError(f"{told(verdict.finding)}{up_to}")
+    if verdict.seal_fault is not None:
+        return AgentFieldError(f"{verdict.seal_fault}{up_to}")
+    if not verdict.seals:
+        return AgentFieldError(
+            "there are no seals, so nothing can be verified: `agentfield audit seal` makes them; if there were some, "
+            "they are gone"
+        )
+    return None
+
+
+def entitle(
+    report: Report,
+    *,
+    pattern: str,
+    scope: AnyScope | None,
+    writer: str | None,
+    since: object,
+    until: object,
+) -> None:
+    """Say on a report what it is about, and what was found."""
+    of = [("keys", pattern)] if pattern != "*" else []
+    if scope is not None:
+        of.append(("scope", scope[0] if scope[1] is None or scope[0] == "global" else f"{scope[0]}:{scope[1]}"))
+    if writer is not None:
+        of.append(("written by", writer))
+    report.title = escaped(" · ".join(text for _, text in of) or "everything")
+    of += [(name, str(point)) for name, point in (("since", since), ("until", until)) if point is not None]
+    report.selected = [(name, escaped(text)) for name, text in of]
+    verdict = report.checked.verdict
+    unsealed = sum(row.state == "unsealed" for row in report.rows)
+    fault = failure(verdict)
+    if fault is not None and verdict.seals + (verdict.seal_fault is not None):
+        report.state, report.statement = "tampered", f"Not as it was sealed: {escaped(str(fault))}"
+    elif not verdict.seals:
+        report.state, report.statement = "unsealed", "Nothing here is sealed: it cannot be verified"
+    elif unsealed:
+        verified = len(report.rows) - unsealed
+        report.state = "unsealed"
+        report.statement = (
+            f"{verified:,} of {len(report.rows):,} events are as they were sealed, the others not sealed yet"
+        )
+    else:
+        report.state, report.statement = "verified", "Every event here is as it was sealed"
+    report.remarks = [escaped(remark) for remark in remarks(verdict, "log")]
+
+
+def told(finding: Difference) -> str:
+    """A difference in a sentence: which event, where it stands, and what is wrong with it."""
+    where = ""
+    if finding.found is not None:
+        where = f" ({_subject(finding.found)}, {_moment(finding.found.timestamp)})"
+    return f"revision {finding.sequence}{where} {_WHAT[finding.kind]}: {finding.detail}"
+
+
+def _fields(verdict: Verdict) -> dict[str, Any]:
+    finding = verdict.finding
+    return {
+        "intact": verdict.intact and verdict.seals > 0,
+        "first": verdict.first,
+        "last": verdict.last,
+        "last_time": _moment(verdict.last_time) if verdict.last_time else None,
+        "events": verdict.events,
+        "seals": verdict.seals,
+        "unsealed": verdict.unsealed,
+        "unsealed_since": _moment(verdict.unsealed_since) if verdict.unsealed_since else None,
+        "keys": verdict.keys,
+        "trusted_on_first": verdict.trusted_on_first,
+        "selection": verdict.selection,
+        "begins_at": verdict.begins_at or None,
+        "facts": verdict.facts,
+        "seal_fault": verdict.seal_fault,
+        "last_seal": None if verdict.witness is None else verdict.witness._asdict(),
+        "finding": None
+        if finding is None
+        else {
+            "kind": finding.kind,
+            "revision": finding.sequence,
+            "subject": None if finding.found is None else _subject(finding.found),
+            "time": None if finding.found is None else _moment(finding.found.timestamp),
+            "detail": finding.detail,
+        },
+    }
+
+
+def _moment(nanoseconds: int) -> str:
+    try:
+        return time_text(nanoseconds)
+    except (OverflowError, ValueError, OSError):  # a time that somebody made up
+        return f"{nanoseconds} ns"
+
+
+def _subject(seen: Seen) -> str:
+    return seen.subject.encode("utf-8", "backslashreplace").decode()
