@@ -270,7 +270,9 @@ def _header(record: Record, *, deleted: bool) -> _Header:
     packed = record.headers.get(EVENT_HEADER)
     if packed is None:
         raise _undecodable(
-            record, f"the message has no {EVENT_HEADER} header: something other than agentfield wrote it"
+            record,
+            f"the message has no {EVENT_HEADER} header: something other than agentfield wrote it; "
+            "set or delete its key",
         )
     try:
         header = _unpack(packed)

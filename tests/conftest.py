@@ -5,10 +5,14 @@ import secrets
 import signal
 from collections.abc import Callable, Iterator
 
+import hypothesis
 import pytest
 
 from tests.support import Cluster, NatsServer, daemon, processes
 from tests.support.cluster import native_cluster
+
+hypothesis.settings.register_profile("tests", deadline=None)  # on a busy machine an example may take long
+hypothesis.settings.load_profile("tests")
 
 _OURS = ("AGENTFIELD_", "NATS_URL")
 _KEPT = "AGENTFIELD_TEST_"

@@ -49,8 +49,8 @@ def parse_headers(block: bytes) -> dict[str, str] | None:
         if description:
             headers[DESCRIPTION] = description
     for line in lines:
-        name, _, value = line.partition(": ")
-        if name in _USUAL and value == value.strip():
+        name, colon, value = line.partition(": ")
+        if colon and name in _USUAL and value == value.strip():
             headers[name] = value
         elif line:
             text, colon, value = line.partition(":")

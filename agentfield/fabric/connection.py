@@ -130,11 +130,10 @@ class Subscription:
 
             def take(subject: bytes, reply: bytes, block: bytes, payload: bytes) -> None:
                 headers = parse_headers(block) if block else None
-                taker(Message(subject.decode(), reply.decode(), headers or NO_HEADERS, payload))
+                taker(Message(_name(subject), reply.decode(), headers or NO_HEADERS, payload))
 
             def take_exactly(subject: bytes, reply: bytes, block: bytes, payload: bytes) -> None:
-                name = subject.decode("utf-8", "surrogateescape")
-                taker(Message(name, reply.decode(), ExactHeaders(block), payload))
+                taker(Message(_name(subject), reply.decode(), ExactHeaders(block), payload))
 
             client.give(stock, take_exactly if self._exact else take)
 
@@ -159,6 +158,11 @@ class Subscription:
                 await stock.unsubscribe()
         except nats_errors.Error as error:
             logger.debug("ending the subscription to %s: %s", self._subject, error)
+
+
+def _name(subject: bytes) -> str:
+    """A subject, whoever published on it: what is no UTF-8 can be told from any subject of ours, and given back."""
+    return subject.decode("utf-8", "surrogateescape")
 
 
 class _Pending:

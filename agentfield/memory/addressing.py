@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import NamedTuple
 
+from agentfield.codec import Record
 from agentfield.errors import InvalidInputError
 from agentfield.scope import GLOBAL, RESOLUTION, Scope, ScopeKind, check_scope_kind
 from agentfield.subject import Subjects
@@ -24,6 +25,14 @@ class Place(NamedTuple):
     session_id: str | None
     actor_id: str | None
     bound: AnyScope | None = None
+
+
+def address(subjects: Subjects, record: Record) -> tuple[Scope, str] | None:
+    """The scope and key of a record; None for a subject that is no key's: something other than agentfield wrote it."""
+    try:
+        return subjects.parse(record.subject)
+    except InvalidInputError:
+        return None
 
 
 def write_scope(place: Place, scope: str | None, scope_id: str | None) -> Scope:

@@ -7,22 +7,25 @@ before it; however long the slice is, only a part of it is in memory; what the l
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from datetime import datetime
 from typing import NamedTuple
 
-from agentfield.codec import Record, decode_outline
+from agentfield.codec import EVENT_HEADER, Record, decode_outline
 from agentfield.errors import DecodeError, HistoryTruncatedError, InvalidInputError
 from agentfield.event import Event
 from agentfield.fabric.backwards import backwards, in_blocks
 from agentfield.fabric.fabric import Fabric
-from agentfield.memory.addressing import AnyScope
+from agentfield.memory.addressing import AnyScope, address
 from agentfield.memory.moment import check_point
 from agentfield.memory.previous import PreviousTable
 from agentfield.memory.resolving import Resolver
 from agentfield.pattern import Pattern
 from agentfield.schema import Schemas
+
+logger = logging.getLogger("agentfield.history")
 
 _BLOCK = 500
 """Events whose previous ones are looked up together."""
@@ -170,6 +173,13 @@ async def event_of(resolver: Resolver, table: PreviousTable, record: Record) -> 
 
 
 def matching(fabric: Fabric, patterns: Sequence[Pattern], record: Record) -> bool:
-    """Whether the record's key matches: filters may let more through than the patterns mean."""
-    _, key = fabric.subjects.parse(record.subject)
+    """Whether the record's key matches: filters may let more through than the patterns mean.
+
+    A message that something other than agentfield wrote is no event of any key: it is passed over with a warning.
+    """
+    found = address(fabric.subjects, record)
+    if found is None or EVENT_HEADER not in record.headers:
+        logger.warning("revision %d, %r, is passed over: agentfield did not write it", record.sequence, record.subject)
+        return False
+    _, key = found
     return any(pattern.matches(key) for pattern in patterns)

@@ -11,7 +11,7 @@ from agentfield.codec import Record, expires_at_ns, is_delete, reference_of
 from agentfield.errors import DecodeError
 from agentfield.fabric.asof import as_of
 from agentfield.fabric.fabric import Fabric
-from agentfield.memory.addressing import AnyScope
+from agentfield.memory.addressing import AnyScope, address
 from agentfield.memory.moment import Instant
 from agentfield.pattern import Pattern
 from agentfield.scope import RESOLUTION
@@ -33,7 +33,10 @@ async def live_entries(
     now = fabric.log.now() if at is None else at.nanoseconds
     best: dict[str, tuple[int, Record]] = {}
     async for record in fabric.log.current(filters) if at is None else as_of(fabric.log, filters, at.sequence):
-        scope, key = fabric.subjects.parse(record.subject)
+        found = address(fabric.subjects, record)
+        if found is None:
+            continue
+        scope, key = found
         if not any(pattern.matches(key) for pattern in patterns) or not is_live(record, now):
             continue
         if not merge or len(scopes) == 1:
@@ -52,6 +55,14 @@ def is_live(record: Record, now: int) -> bool:
         return False
     expires = expires_at_ns(record)
     return expires is None or expires > now
+
+
+def holds_something(record: Record | None, now: int) -> bool:
+    """Whether there is something to delete: a live value, or whatever it is that agentfield did not write."""
+    try:
+        return record is not None and is_live(record, now)
+    except DecodeError:
+        return True
 
 
 def plain_content(record: Record | None) -> bytes | None:

@@ -24,7 +24,7 @@ from agentfield.memory.addressing import write_scope
 from agentfield.memory.base import Base
 from agentfield.memory.lock import Lock
 from agentfield.memory.offline import OfflineBuffer
-from agentfield.memory.state import is_live
+from agentfield.memory.state import holds_something, is_live
 from agentfield.memory.transaction import Transaction
 from agentfield.memory.writing import Write, check_revision, check_write, prepare, store, store_together
 from agentfield.scope import Scope
@@ -136,7 +136,7 @@ class Writes(Base):
                     return True
                 self._refused(id)
                 raise ConflictError(key, expected=if_revision, actual=record.sequence if record else 0)
-            if record is None or not is_live(record, fabric.log.now()):
+            if record is None or not holds_something(record, fabric.log.now()):
                 return False
             try:
                 await self._store(fabric, write, record.sequence)
@@ -150,7 +150,7 @@ class Writes(Base):
         # Written to without pause: delete whatever is there, and look afterwards what that was.
         revision = await self._store(fabric, write, None)
         before = await fabric.log.as_of([write.subject], revision - 1) or ()
-        return any(is_live(record, fabric.log.now()) for record in before)
+        return any(holds_something(record, fabric.log.now()) for record in before)
 
     async def update(
         self,

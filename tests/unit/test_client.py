@@ -56,6 +56,7 @@ def stock(raw: bytes) -> dict[str, str] | None:
 @example([b"Nats-Msg-Id: 1", b'Agentfield-Event: {"v":1,"agent":"a:b"}'])
 @example([b"Caf\xc3\xa9: 1", b"A B: 2", b" C : 3", b"D:4", b"E:\t5\xc2\xa0", b"F: \xff", b"nothing", b": no name"])
 @example([b"A: 1", b"A: 2"])
+@example([b"A: 1", b"Nats-Sequence"])
 @example([])
 def test_headers_are_parsed_as_nats_py_parses_them(rows: list[bytes]) -> None:
     assert parse_headers(block("", rows)) == stock(block("", rows))
