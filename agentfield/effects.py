@@ -143,11 +143,16 @@ class Effects:
         """
         contents = [_digest(place, *content) for place, content in writes]
         whole = self.of_write("\n".join(sorted(place for place, _ in writes)), *contents, conditional=conditional)
-        return whole, [_digest(whole, place) for place, _ in writes]
+        return whole, ids_in_batch(whole, [place for place, _ in writes])
 
     def _derived(self, *parts: str | bytes) -> str:
         self._seed = self._seed or _digest(self.event_id, str(self.revision), self.agent, self.handler)
         return _digest(self._seed, *parts)
+
+
+def ids_in_batch(batch: str, places: Sequence[str]) -> list[str]:
+    """The ids of the writes of a batch, given its own."""
+    return [_digest(batch, place) for place in places]
 
 
 def _digest(*parts: str | bytes) -> str:

@@ -8,14 +8,16 @@ from __future__ import annotations
 import asyncio
 import inspect
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
 from pydantic import RootModel
 
 from agentfield.codec import EVENT_ID, Record
-from agentfield.errors import ConflictError, InvalidInputError, NotFoundError
+from agentfield.effects import ids_in_batch
+from agentfield.errors import ConflictError, InvalidInputError, NotFoundError, OutcomeUnknownError
+from agentfield.execution import new_id
 from agentfield.fabric.batch import MAX_BATCH, Expectation
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.log import Conflict
@@ -247,8 +249,12 @@ class Writes(Base):
         scope_id: str | None = None,
         *,
         ttl: float | None = None,
+        event_id: str | None = None,
     ) -> int:
-        """Store several values, all or none, and return the revision of the last; at most 1,000 at once."""
+        """Store several values, all or none, and return the revision of the last; at most 1,000 at once.
+
+        ``event_id`` repeats a set_many of the same values whose outcome was unknown, without storing it twice.
+        """
         if not isinstance(values, Mapping):
             raise InvalidInputError(f"set_many of a {type(values).__name__}: give a dict of keys and values")
         if not values:
@@ -258,22 +264,26 @@ class Writes(Base):
                 f"{len(values)} values: at most {MAX_BATCH} can be stored together; split them; nothing was written"
             )
         for key in values:
-            check_write(key, ttl)
+            check_write(key, ttl, event_id)
         target = write_scope(self._place(), scope, scope_id)
         encoded = {key: self.schemas.encode(key, value) for key, value in values.items()}
+        places = [_place_of(target, key) for key in encoded]
         effects = self._effects()
-        ids: Sequence[str | None] = [None] * len(encoded)
-        if effects is not None:
-            _, ids = effects.of_batch(
-                [(_place_of(target, key), ("set", each.payload, repr(ttl))) for key, each in encoded.items()]
-            )
+        batch = event_id or new_id()
+        if effects is not None and event_id is None:
+            contents = [("set", each.payload, repr(ttl)) for each in encoded.values()]
+            batch, _ = effects.of_batch(list(zip(places, contents, strict=True)))
+        ids = ids_in_batch(batch, places)
         fabric = await self._fabric()
         writer = self._writer()
         writes = [
             prepare(fabric, target, key, "set", each.payload, writer, ttl=ttl, event_id=id, stamp=each.stamp)
             for (key, each), id in zip(encoded.items(), ids, strict=True)
         ]
-        revision = await store_together(fabric, self._lifetimes, writes)
+        try:
+            revision = await store_together(fabric, self._lifetimes, writes, repeated=event_id is not None)
+        except OutcomeUnknownError as error:
+            raise OutcomeUnknownError(str(error), event_id=batch) from None
         self.seen.saw(revision)
         return revision
 

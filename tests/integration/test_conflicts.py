@@ -97,6 +97,21 @@ async def test_repeating_a_conditional_write_of_unknown_outcome_finds_that_it_wa
             await memory.set("key", 4, if_revision=first, event_id=new_id())
 
 
+async def test_repeating_a_set_many_of_unknown_outcome_stores_it_once(fresh_server: NatsServer, namespace: str) -> None:
+    values = {"a": 1, "b": 2, "c": 3}
+    async with connect(fresh_server.url, namespace=namespace, timeout=0.5) as memory:
+        await memory.set("a", 0)
+        await fresh_server.pause()
+        with pytest.raises(OutcomeUnknownError) as unknown:
+            await memory.set_many(values)
+        await fresh_server.resume()
+        await eventually(lambda: memory.exists("c"))
+    async with connect(fresh_server.url, namespace=namespace) as memory:
+        revision = await memory.set_many(values, event_id=unknown.value.event_id)
+        assert await memory.set_many(values, event_id=unknown.value.event_id) == revision
+        assert [event.data for event in await history(memory, "*")] == [0, 1, 2, 3]
+
+
 # -- create -----------------------------------------------------------------------------------------------------------
 
 
