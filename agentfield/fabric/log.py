@@ -304,6 +304,8 @@ class Log:
         and possibly behind what others have been told. Subjects are literal. Raises :class:`UnavailableError` when no
         answer is to be had within the log's timeout.
         """
+        if not subjects:
+            return []
         if self.replicas == 1:
             if len(subjects) == 1:
                 return [await self._direct_last(subjects[0])]

@@ -61,7 +61,7 @@ def test_a_healthy_namespace_is_ok_in_every_check(inside: Inside, remember: Reme
 def test_a_namespace_that_nobody_has_used_is_ok_and_stays_unused(inside: Inside) -> None:
     done = inside("doctor")
     assert (done.code, "has not been used yet" in done.out) == (0, True)
-    assert [stream["exists"] for stream in inside("status", "--json").object["streams"]] == [False] * 9
+    assert not any(stream["exists"] for stream in inside("status", "--json").object["streams"])
 
 
 def test_a_server_that_is_away_is_one_finding(inside: Inside) -> None:

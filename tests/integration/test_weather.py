@@ -100,6 +100,8 @@ async def test_with_the_server_away_everything_waits_its_time_and_then_says_so(
     async with connect(fresh_server.url, namespace=namespace, timeout=1.5) as memory:
         await memory.set("key", 1)
         await fresh_server.kill()
+        fabric = await memory._fabric()
+        await eventually(lambda: fabric.connection.state == "reconnecting")  # before, a write may be on its way
         names = [*READS, *WRITES]
         async with clock() as spent:
             outcomes = await asyncio.gather(
