@@ -30,7 +30,8 @@ if TYPE_CHECKING:
         UnavailableError,
     )
     from agentfield.event import Entry, Event, Writer
-    from agentfield.memory import CaughtUp, Lock, Memory, Transaction, connect
+    from agentfield.memory import CaughtUp, Erasure, ErasureReceipt, Lock, Memory, Transaction, connect
+    from agentfield.privacy import PrivacyPolicy
     from agentfield.scope import Scope
 
 __all__ = [
@@ -44,6 +45,8 @@ __all__ = [
     "ConflictError",
     "DecodeError",
     "Entry",
+    "Erasure",
+    "ErasureReceipt",
     "Event",
     "HistoryTruncatedError",
     "IncompatibleServerError",
@@ -53,6 +56,7 @@ __all__ = [
     "Memory",
     "NotFoundError",
     "OutcomeUnknownError",
+    "PrivacyPolicy",
     "ProjectionError",
     "RemoteError",
     "Scope",
@@ -75,6 +79,8 @@ _HOME = {
     "ConflictError": "agentfield.errors",
     "DecodeError": "agentfield.errors",
     "Entry": "agentfield.event",
+    "Erasure": "agentfield.memory",
+    "ErasureReceipt": "agentfield.memory",
     "Event": "agentfield.event",
     "HistoryTruncatedError": "agentfield.errors",
     "IncompatibleServerError": "agentfield.errors",
@@ -84,6 +90,7 @@ _HOME = {
     "Memory": "agentfield.memory",
     "NotFoundError": "agentfield.errors",
     "OutcomeUnknownError": "agentfield.errors",
+    "PrivacyPolicy": "agentfield.privacy",
     "ProjectionError": "agentfield.errors",
     "RemoteError": "agentfield.errors",
     "Scope": "agentfield.scope",

@@ -168,7 +168,7 @@ def ls_command(invocation: Invocation, pattern: str, scope: AnyScope | None) -> 
                     output.object(entry.model_dump(mode="json"))
                 return
             records = live_entries(fabric, [parsed], to_read(scope))
-            rows = sorted([_row(fabric, record) async for record in records])
+            rows = sorted([await _row(fabric, record) async for record in records])
             if rows:
                 output.table(_COLUMNS, rows, right=("revision", "age"), shrink="value")
             else:
@@ -181,10 +181,13 @@ def _order(entry: Entry) -> tuple[str, str, str]:
     return entry.scope, entry.scope_id, entry.key
 
 
-def _row(fabric: Fabric, record: Record) -> tuple[str, ...]:
+async def _row(fabric: Fabric, record: Record) -> tuple[str, ...]:
     """A line of the list. A value that is so large that it lies in an object is not fetched for it."""
     reference = reference_of(record)
-    entry = decode_entry(record if reference is None else record._replace(content=b"null"), fabric.subjects)
+    if reference is None:
+        entry = await Resolver(fabric).entry(record)
+    else:
+        entry = decode_entry(record._replace(content=b"null"), fabric.subjects)
     return (
         entry.scope,
         "-" if entry.scope == "global" else entry.scope_id,

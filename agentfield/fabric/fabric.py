@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack
 
 from agentfield.fabric.connection import Connection
 from agentfield.fabric.jetstream import PATIENCE
+from agentfield.fabric.keys import Keys
 from agentfield.fabric.log import Log
 from agentfield.fabric.objects import Objects
 from agentfield.fabric.timers import Timers
@@ -20,7 +21,7 @@ from agentfield.subject import Subjects
 
 
 class Fabric:
-    """A connection, the topology of one namespace, its log, its timers and its objects. Open with :meth:`open`."""
+    """A connection, the topology of one namespace, its log, timers, objects and keys. Open with :meth:`open`."""
 
     def __init__(self, connection: Connection, topology: Topology, log: Log, drifts: Sequence[Drift]) -> None:
         self.connection = connection
@@ -29,6 +30,7 @@ class Fabric:
         self.drifts = tuple(drifts)
         self.timers = Timers(connection, topology, timeout=log.timeout)
         self.objects = Objects(connection, topology, timeout=log.timeout)
+        self.keys = Keys(connection, topology, timeout=log.timeout)
         self.subjects = Subjects(topology.namespace)
         self.loop = asyncio.get_running_loop()
         self._follower: asyncio.Task[None] | None = None
@@ -55,10 +57,11 @@ class Fabric:
             drifts = await provision(connection, topology)
             log = Log(connection, topology, timeout=timeout)
             await log.state()
+            fabric = cls(connection, topology, log, drifts)
+            await fabric.keys.start()
         except BaseException:
             await connection.aclose()
             raise
-        fabric = cls(connection, topology, log, drifts)
         fabric._follower = asyncio.create_task(log.follow_topology(), name=f"agentfield topology {name}")
         return fabric
 
@@ -69,6 +72,7 @@ class Fabric:
     async def aclose(self) -> None:
         """Close what is owned, flush and close. Idempotent."""
         await self._owned.aclose()
+        await self.keys.aclose()
         follower, self._follower = self._follower, None
         if follower is not None:
             follower.cancel()

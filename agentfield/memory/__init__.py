@@ -2,9 +2,11 @@
 
 from agentfield.memory import merges
 from agentfield.memory.connecting import connect
+from agentfield.memory.erasing import ErasureReceipt
 from agentfield.memory.lock import Lock
 from agentfield.memory.memory import Memory
 from agentfield.memory.transaction import Transaction
+from agentfield.memory.views import Erasure
 from agentfield.memory.watch import CaughtUp
 
-__all__ = ["CaughtUp", "Lock", "Memory", "Transaction", "connect", "merges"]
+__all__ = ["CaughtUp", "Erasure", "ErasureReceipt", "Lock", "Memory", "Transaction", "connect", "merges"]

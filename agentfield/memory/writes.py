@@ -21,6 +21,7 @@ from agentfield.fabric.log import Conflict
 from agentfield.memory import clearing
 from agentfield.memory.addressing import write_scope
 from agentfield.memory.base import Base
+from agentfield.memory.encrypting import known
 from agentfield.memory.lock import Lock
 from agentfield.memory.offline import OfflineBuffer
 from agentfield.memory.state import is_live
@@ -306,7 +307,7 @@ class Writes(Base):
 
 async def _last(fabric: Fabric, scope: Scope, key: str) -> Record | None:
     (record,) = await fabric.log.last([fabric.subjects.memory(scope, key)])
-    return record
+    return await known(fabric, record)
 
 
 def _bare(value: Any) -> Any:

@@ -21,6 +21,8 @@ PUBLIC = [
     "ConflictError",
     "DecodeError",
     "Entry",
+    "Erasure",
+    "ErasureReceipt",
     "Event",
     "HistoryTruncatedError",
     "IncompatibleServerError",
@@ -30,6 +32,7 @@ PUBLIC = [
     "Memory",
     "NotFoundError",
     "OutcomeUnknownError",
+    "PrivacyPolicy",
     "ProjectionError",
     "RemoteError",
     "Scope",
@@ -41,7 +44,7 @@ PUBLIC = [
 ]
 
 # `import agentfield` must not cost what a program may not use.
-LOADED_WHEN_USED = ["asyncio", "click", "litellm", "nats", "orjson", "pydantic", "rich"]
+LOADED_WHEN_USED = ["asyncio", "click", "cryptography", "litellm", "nats", "orjson", "pydantic", "rich"]
 
 
 def public_members(owner: type) -> list[tuple[str, object]]:
