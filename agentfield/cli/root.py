@@ -38,6 +38,8 @@ COMMANDS: Final[Mapping[str, Entry]] = MappingProxyType(
         "ls": Entry("entries", "List current entries."),
         "history": Entry("events", "Show what happened to a key, or to every key of a pattern."),
         "tail": Entry("events", "Show changes as they happen, until Ctrl-C."),
+        "personal": Entry("privacy", "Show or set which values of the namespace are personal."),
+        "erase": Entry("privacy", "Erase the personal values of a session, an actor, a workflow or a pattern."),
     }
 )
 
