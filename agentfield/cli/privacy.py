@@ -112,6 +112,8 @@ def _print(receipt: ErasureReceipt, output: Output) -> None:
     width = max(len(name) for name, _ in rows)
     for name, text in rows:
         output.line((name.ljust(width), "dim"), text)
+    if not receipt.journals_renewed:
+        output.note("NOT covered: the servers' journals may hold the keys until they are cut; erase again later")
     for tally in receipt.left:
         output.note(f"NOT covered: {tally.events} values that are {_REASONS[tally.fate]} stay readable in the history")
 

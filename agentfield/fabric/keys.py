@@ -27,6 +27,7 @@ from agentfield.fabric import records
 from agentfield.fabric.connection import Connection, ConnectionState, Message, Subscription
 from agentfield.fabric.faults import NO_MESSAGE, Fault, NoAnswerFault, NoRespondersFault, ServerFault, Verdict, error_of
 from agentfield.fabric.jetstream import ATTEMPT, PATIENCE, api, backoff
+from agentfield.fabric.journals import renew_journals
 from agentfield.fabric.topology import Topology
 from agentfield.privacy import PrivacyPolicy, Vault
 from agentfield.subject import Subjects
@@ -250,6 +251,10 @@ class Keys:
             if refusal is not None:
                 raise error_of(refusal, f"destroying key {left.fingerprint}") from None
             raise UnavailableError(f"the server says that it has destroyed key {left.fingerprint}, and still has it")
+
+    async def renew_journals(self) -> bool:
+        """See that no replica's journal holds what was destroyed; see :mod:`agentfield.fabric.journals`."""
+        return await renew_journals(self._connection, self._stream)
 
     def _recall(self, name: str) -> _Remembered | None:
         known = self._remembered.get(name)

@@ -3,9 +3,9 @@
 Owns: the order of the steps, and the receipt. The keys are condemned first, by an event in the log: no event encrypted
 with one of them can be stored after that (see ``encrypting``), so what the receipt counts is all there is. Then the
 present entries are deleted, as events, so that whoever reacts knows; the log is looked through for what is covered and
-what is not; the keys are destroyed, and the leader is asked whether they are gone; views that hold plain values are
-told; the receipt is stored. Invariants: whatever step it broke off at, doing it again finishes it; nothing is said to
-be covered whose key is still there, or that was never encrypted.
+what is not; the keys are destroyed, the leader is asked whether they are gone, and the replicas' journals are made
+anew; views that hold plain values are told; the receipt is stored. Invariants: whatever step it broke off at, doing it
+again finishes it; nothing is said to be covered whose key is still there, or that was never encrypted.
 """
 
 from __future__ import annotations
@@ -110,6 +110,9 @@ class ErasureReceipt(BaseModel):
     """Entries that had a value until then, and were deleted."""
     keys: list[str]
     """Fingerprints of the keys that were destroyed: the names by which the events and the envelopes call them."""
+    journals_renewed: bool
+    """Whether the servers' journals are free of destroyed keys, too; on a single server, always. If not, a replica was
+    away, or permissions forbid it: erase again when it is back."""
     up_to: int
     """The last revision that was looked at."""
     tallies: list[Tally]
@@ -133,8 +136,9 @@ class ErasureReceipt(BaseModel):
 
     @property
     def complete(self) -> bool:
-        """Whether nothing is left in the log, and every view that is known has dropped it."""
-        return not self.left and all(answer == "dropped" for answer in self.views.values())
+        """Whether nothing is left in the log and in journals, and every view that is known has dropped it."""
+        dropped = all(answer == "dropped" for answer in self.views.values())
+        return not self.left and self.journals_renewed and dropped
 
 
 async def erase(
@@ -158,6 +162,7 @@ async def erase(
         await fabric.keys.destroy(stored)
     await _prove(fabric, target, keys)
     await fabric.keys.announce()
+    journals = await fabric.keys.renew_journals()
     id = new_id()
     receipt = ErasureReceipt(
         id=id,
@@ -168,6 +173,7 @@ async def erase(
         by=by if by is not None else writer.agent,
         deleted=deleted.number,
         keys=[stored.key.fingerprint for stored in keys],
+        journals_renewed=journals,
         up_to=up_to,
         tallies=tallies,
         views=await views.tell(fabric, id, target.pattern, target.scopes),
