@@ -27,7 +27,7 @@ _WHAT = (*KINDS, "pattern")
 
 
 @command("personal")
-@click.argument("action", type=click.Choice(["show", "set", "off"]), default="show")
+@click.argument("action", type=click.Choice(["show", "set", "off"]), metavar="[show|set|off]", default="show")
 @click.argument("scopes", metavar="[SCOPE]...", nargs=-1)
 @click.option(
     "--pattern", "patterns", metavar="PATTERN", multiple=True, help="Keys that are personal, in any scope; repeatable."
@@ -51,12 +51,12 @@ def personal_command(invocation: Invocation, action: str, scopes: Sequence[str],
             return await memory.set_personal(scopes, patterns)
 
     policy = wait(look())
+    if action == "set":
+        invocation.output.note("from now on; what was written before stays readable in the history")
     if invocation.json:
         invocation.output.object({name: value for name, value in policy.fields().items() if name != "v"})
     else:
         invocation.output.text(f"personal: {policy}")
-    if action == "set":
-        invocation.output.note("from now on; what was written before stays readable in the history")
 
 
 @command("erase")
@@ -101,7 +101,7 @@ def _print(receipt: ErasureReceipt, output: Output) -> None:
         ("what", receipt.erased),
         ("at", moment(receipt.at)),
         ("by", receipt.by or "-"),
-        ("deleted", f"{receipt.deleted} entries that had a value"),
+        ("deleted", f"{_several(receipt.deleted, 'entry', 'entries')} that had a value"),
         ("keys", ", ".join(receipt.keys) or "none: nothing of it was encrypted with a key that was still there"),
         *((tally.fate, _counted(tally)) for tally in receipt.tallies),
         *((f"view {name}", answer) for name, answer in sorted(receipt.views.items())),
@@ -109,25 +109,31 @@ def _print(receipt: ErasureReceipt, output: Output) -> None:
         ("not known", receipt.not_known),
         ("receipt", f"erasure_receipt_{receipt.id}"),
     ]
-    width = max(len(name) for name, _ in rows)
+    width = max(len(name) for name, _ in rows) + 1
     for name, text in rows:
         output.line((name.ljust(width), "dim"), text)
     if not receipt.journals_renewed:
         output.note("NOT covered: the servers' journals may hold the keys until they are cut; erase again later")
     for tally in receipt.left:
-        output.note(f"NOT covered: {tally.events} values that are {_REASONS[tally.fate]} stay readable in the history")
+        values = _several(tally.events, "value")
+        output.note(f"NOT covered, and readable in the history: {values}, {_REASONS[tally.fate]}")
 
 
 _REASONS = {
-    "not personal": "not personal, or were not when they were written,",
-    "key still in use": "encrypted with a key that others share (erase their whole scope), or were written meanwhile,",
+    "not personal": "stored in plain since it was not personal, or not yet",
+    "key still in use": "encrypted with a key that others share (erase their scope), or written while this ran",
 }
 
 
 def _counted(tally: Tally) -> str:
     ranges = [str(first) if first == last else f"{first}–{last}" for first, last in tally.revisions[:_SHOWN_RANGES]]
     more = "" if tally.complete and len(tally.revisions) <= _SHOWN_RANGES else ", …"
-    return f"{tally.events} events: revisions {', '.join(ranges)}{more}"
+    revisions = "revision" if tally.events == 1 else "revisions"
+    return f"{_several(tally.events, 'event')}, {revisions} {', '.join(ranges)}{more}"
+
+
+def _several(count: int, one: str, many: str = "") -> str:
+    return f"{count} {one if count == 1 else many or f'{one}s'}"
 
 
 def _user() -> str | None:

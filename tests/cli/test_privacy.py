@@ -56,8 +56,8 @@ def test_an_erasure_prints_its_receipt_and_stores_it(private: Cli, remember: Rem
     private("set", "email", "new", "--session", "u")
     done = private("erase", "session", "u", "--yes", "--by", "Grace")
     assert (done.code, done.err) == (0, "")
-    shown = {line[:9].strip(): line[9:].strip() for line in done.lines}
-    assert (shown["what"], shown["by"], shown["erased"]) == ("session:u", "Grace", "2 events: revisions 1–2")
+    shown = {line[:10].strip(): line[10:].strip() for line in done.lines}
+    assert (shown["what"], shown["by"], shown["erased"]) == ("session:u", "Grace", "2 events, revisions 1–2")
     key = done.lines[-1].split()[-1]
 
     async def stored(memory: Memory) -> ErasureReceipt:
@@ -80,7 +80,7 @@ def test_what_was_written_in_plain_is_said_to_be_left_and_fails(cli: Cli) -> Non
     assert done.code == 1
     assert [(tally["fate"], tally["events"]) for tally in done.object["tallies"]] == [("not personal", 1)]
     done = cli("erase", "session", "u", "--yes")
-    assert (done.code, "NOT covered: 1 values" in done.err) == (1, True)
+    assert (done.code, "NOT covered, and readable in the history: 1 value, stored in plain" in done.err) == (1, True)
 
 
 def test_a_pattern_is_erased_in_the_scope_that_is_named_or_everywhere(private: Cli) -> None:

@@ -1,5 +1,6 @@
 """Erasure on three servers: nothing is left of a key on any of them, and nothing else is lost."""
 
+import asyncio
 from base64 import b64encode
 
 from agentfield import connect
@@ -24,10 +25,8 @@ def files_with(cluster: Cluster, needle: bytes) -> list[str]:
 
 
 async def test_no_file_of_any_server_holds_a_key_that_was_destroyed(cluster: Cluster, namespace: str) -> None:
-    async with (
-        connect(cluster.urls[0], namespace=namespace) as one,
-        connect(cluster.urls[1], namespace=namespace) as two,
-    ):
+    first, second = (connect(url, namespace=namespace) for url in cluster.urls[:2])
+    async with first as one, second as two:
         await one.set_personal(["session"])
 
         async def knows() -> bool:
@@ -56,7 +55,7 @@ async def test_no_file_of_any_server_holds_a_key_that_was_destroyed(cluster: Clu
 
 
 async def test_with_a_server_away_the_erasure_is_done_and_says_what_is_not(cluster: Cluster, namespace: str) -> None:
-    async with connect(cluster.urls, namespace=namespace, timeout=40) as memory:
+    async with connect(",".join(cluster.urls), namespace=namespace, timeout=40) as memory:
         await memory.set_personal(["session"])
         await memory.session("user-1").set("email", SECRET)
         fabric = await memory._fabric()
@@ -76,12 +75,8 @@ async def test_with_a_server_away_the_erasure_is_done_and_says_what_is_not(clust
 
 async def test_many_writers_of_one_personal_scope_get_all_their_writes_in(cluster: Cluster, namespace: str) -> None:
     """All of them check one subject, which a clustered stream lets only one message at a time do."""
-    import asyncio
-
-    async with (
-        connect(cluster.urls[0], namespace=namespace) as one,
-        connect(cluster.urls[1], namespace=namespace) as two,
-    ):
+    first, second = (connect(url, namespace=namespace) for url in cluster.urls[:2])
+    async with first as one, second as two:
         await one.set_personal(["session"])
         await (await two._fabric()).keys.present_policy()
         revisions = await asyncio.gather(
