@@ -29,7 +29,7 @@ from agentfield.fabric.faults import NO_MESSAGE, Fault, NoAnswerFault, NoRespond
 from agentfield.fabric.jetstream import ATTEMPT, PATIENCE, api, backoff
 from agentfield.fabric.journals import renew_journals
 from agentfield.fabric.topology import Topology
-from agentfield.privacy import PrivacyPolicy, Vault
+from agentfield.privacy import Per, PrivacyPolicy, Vault
 from agentfield.subject import Subjects
 
 logger = logging.getLogger("agentfield.keys")
@@ -49,6 +49,11 @@ class StoredKey(NamedTuple):
     """Its vault, as part of a subject."""
     sequence: int
     key: DataKey
+
+    @property
+    def per(self) -> Per:
+        """Whether it is for everything in a scope, or for one key."""
+        return "scope" if self.tokens.count(".") == 1 else "key"
 
 
 class _Remembered(NamedTuple):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Sequence
+from random import choice
 from typing import TYPE_CHECKING, overload
 
 from agentfield.codec import EVENT_HEADER, EVENT_ID, OPERATION, Record, encrypted_by, encrypts
@@ -19,12 +20,14 @@ from agentfield.errors import DecodeError
 from agentfield.fabric.batch import Expectation
 from agentfield.fabric.fabric import Fabric
 from agentfield.memory.placing import is_large
-from agentfield.privacy import Encryption, Vault, vault_of
+from agentfield.privacy import Encryption, Per, Vault, vault_of
 from agentfield.reference import check_size
 
 if TYPE_CHECKING:  # which stands on this module
     from agentfield.memory.writing import Write
 
+_LANES = 32
+"""Subjects of which a write to a scope checks one: more would only make erasures dearer, by an event each."""
 _AT_ONCE = 256 * 1024
 """Bytes above which a value is encrypted and decrypted in a thread."""
 
@@ -35,9 +38,14 @@ def vault_for(fabric: Fabric, write: Write) -> Vault | None:
     return policy.vault(write.scope, write.key) if policy and OPERATION not in write.headers else None
 
 
-def condemnation(fabric: Fabric, fingerprint: str) -> str:
-    """The subject in the log that says, by holding anything at all, that a key is being destroyed."""
-    return f"{fabric.subjects.namespace}.checks.keys.{fingerprint}"
+def condemnations(fabric: Fabric, fingerprint: str, per: Per) -> list[str]:
+    """The subjects in the log of which each says, by holding anything at all, that a key is being destroyed.
+
+    They are written together. A write checks one of them, any one: a stream with replicas lets only one message at a
+    time check a subject, and what is written to a scope at once should not have to queue.
+    """
+    prefix = f"{fabric.subjects.namespace}.checks.keys.{fingerprint}"
+    return [f"{prefix}.{lane}" for lane in range(_LANES if per == "scope" else 1)]
 
 
 async def encrypted(fabric: Fabric, writes: Sequence[Write]) -> tuple[list[Write], list[Expectation]]:
@@ -53,7 +61,7 @@ async def encrypted(fabric: Fabric, writes: Sequence[Write]) -> tuple[list[Write
             sealed.append(write)
             continue
         key = await fabric.keys.current(vault)
-        guards[key.fingerprint] = Expectation(condemnation(fabric, key.fingerprint), 0)
+        guards[key.fingerprint] = Expectation(choice(condemnations(fabric, key.fingerprint, vault.per)), 0)
         details = key, os.urandom(NONCE_BYTES), write.payload, write.subject, write.headers[EVENT_ID]
         payload = await asyncio.to_thread(close_up, *details) if len(write.payload) > _AT_ONCE else close_up(*details)
         headers = encrypts(write.headers, Encryption(key.fingerprint, vault.per))

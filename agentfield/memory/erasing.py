@@ -10,6 +10,7 @@ again finishes it; nothing is said to be covered whose key is still there, or th
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,12 +24,15 @@ from agentfield.codec import Record, encode_event, encode_value, encrypted_by, i
 from agentfield.errors import DecodeError, InvalidInputError, UnavailableError
 from agentfield.event import Writer
 from agentfield.execution import new_id
+from agentfield.fabric.batch import BatchItem, append_batch
 from agentfield.fabric.fabric import Fabric
+from agentfield.fabric.jetstream import backoff
 from agentfield.fabric.keys import StoredKey
+from agentfield.fabric.log import Conflict
 from agentfield.memory import views
 from agentfield.memory.addressing import AnyScope
 from agentfield.memory.clearing import delete_each, is_to_go
-from agentfield.memory.encrypting import condemnation
+from agentfield.memory.encrypting import condemnations
 from agentfield.memory.lifetime import Lifetimes
 from agentfield.memory.writing import prepare, store
 from agentfield.pattern import Pattern
@@ -40,6 +44,8 @@ logger = logging.getLogger("agentfield.erasing")
 
 NOT_KNOWN = "what was copied in plain: exports, prompts and answers of models, results of calls, notes, errors, logs"
 """What no erasure can know of; every receipt says so."""
+_TRIES = 20
+"""How often condemning a key is tried: for some seconds, about as long as an election takes."""
 MAX_RANGES = 200
 """Ranges of revisions that a receipt lists one by one."""
 
@@ -193,10 +199,29 @@ async def _condemn(fabric: Fabric, target: Target) -> list[StoredKey]:
     found = [stored for stored in candidates if _is_meant(fabric, target, stored)]
     for stored in found:
         fingerprint = stored.key.fingerprint
-        headers = encode_event(event_id=f"{fingerprint}-condemned", operation="set", writer=Writer())
         payload = orjson.dumps({"key": fingerprint, "condemned": True})
-        await fabric.log.append(condemnation(fabric, fingerprint), payload, headers)
+        items = [
+            BatchItem(
+                subject,
+                payload,
+                encode_event(event_id=f"{fingerprint}-condemned-{lane}", operation="set", writer=Writer()),
+            )
+            for lane, subject in enumerate(condemnations(fabric, fingerprint, stored.per))
+        ]
+        await _append(fabric, items)
     return found
+
+
+async def _append(fabric: Fabric, items: Sequence[BatchItem]) -> None:
+    """Store them all; they expect nothing, but may meet checks of their subjects that are not decided yet."""
+    for attempt in range(_TRIES):
+        try:
+            await append_batch(fabric.log, items)
+        except Conflict:
+            await asyncio.sleep(backoff(attempt))
+        else:
+            return
+    raise UnavailableError("condemning a key met undecided writes for too long: erase again")
 
 
 def _vaults(fabric: Fabric, target: Target) -> list[str]:
@@ -208,7 +233,7 @@ def _vaults(fabric: Fabric, target: Target) -> list[str]:
 
 
 def _is_meant(fabric: Fabric, target: Target, stored: StoredKey) -> bool:
-    if stored.tokens.count(".") == 1:  # the key of a whole scope
+    if stored.per == "scope":
         return target.pattern.text == "*"
     return target.matches(fabric, f"{fabric.subjects.namespace}.memory.{stored.tokens}")
 

@@ -18,7 +18,7 @@ from agentfield.fabric.faults import NO_MESSAGE, ServerFault
 from agentfield.fabric.jetstream import api
 from agentfield.fabric.keys import Keys
 from agentfield.memory import erasing
-from agentfield.memory.encrypting import condemnation
+from agentfield.memory.encrypting import condemnations
 from agentfield.memory.watch import CaughtUp
 from tests.support import NatsServer, eventually
 
@@ -340,8 +340,7 @@ async def test_a_key_that_is_condemned_takes_no_more_writes_until_it_is_destroye
         with pytest.raises(UnavailableError, match="died here"):
             await memory.erase(scope="session", scope_id="user-1")
     (stored,) = await fabric.keys.stored([">"])
-    (condemned,) = await fabric.log.last([condemnation(fabric, stored.key.fingerprint)])
-    assert condemned is not None
+    assert all(await fabric.log.last(condemnations(fabric, stored.key.fingerprint, "scope")))
     with monkeypatch.context() as patch:
         patch.setattr(fabric.log, "timeout", 0.3)
         with pytest.raises(UnavailableError, match="agentfield erase"):
