@@ -99,12 +99,13 @@ class PrivacyPolicy:
     @classmethod
     def load(cls, fields: Any) -> PrivacyPolicy:
         """The policy that ``fields()`` became. Raises InvalidInputError if it is none, or of a later version."""
-        if not isinstance(fields, Mapping) or fields.get("v") != _VERSION:
+        known = isinstance(fields, Mapping) and fields.get("v") == _VERSION
+        if not known or not all(_is_texts(fields.get(name)) for name in ("scopes", "patterns")):
             raise InvalidInputError(
                 f"the namespace's policy on personal data is {shown(fields)}, and this agentfield reads version "
-                f"{_VERSION}: upgrade it, or set the policy anew with `agentfield personal set`"
+                f"{_VERSION}: upgrade it"
             )
-        return cls.of(fields.get("scopes", ()), fields.get("patterns", ()))
+        return cls.of(fields["scopes"], fields["patterns"])
 
     def fields(self) -> dict[str, Any]:
         """The policy as it is stored."""
@@ -121,6 +122,10 @@ class PrivacyPolicy:
     def vault(self, scope: Scope, key: str) -> Vault | None:
         """Which data key a value is encrypted with; None if it is not personal."""
         return _vault(self, scope, key) if self else None
+
+
+def _is_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 @lru_cache(maxsize=4096)

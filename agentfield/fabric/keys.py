@@ -21,7 +21,7 @@ import orjson
 
 from agentfield.codec import EVENT_ID, Record
 from agentfield.envelope import KEY_BYTES, DataKey
-from agentfield.errors import AgentFieldError, ConflictError, UnavailableError
+from agentfield.errors import AgentFieldError, ConflictError, InvalidInputError, UnavailableError
 from agentfield.execution import new_id
 from agentfield.fabric import records
 from agentfield.fabric.connection import Connection, ConnectionState, Message, Subscription
@@ -75,6 +75,7 @@ class Keys:
         self._looking: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._epoch = 0
         self._changed = asyncio.Event()
+        self._learning = asyncio.Lock()
         self._follower: asyncio.Task[None] | None = None
         self._generation = 0
         self.policy = PrivacyPolicy()
@@ -127,15 +128,21 @@ class Keys:
         await self._connection.flush()
 
     async def _learn(self) -> None:
-        record = await self._leader_get({"last_by_subj": f"{self._prefix}policy.*"}, "reading the policy")
-        if record is None:
-            self._generation, self.policy = 0, PrivacyPolicy()
-            return
-        generation = int(record.subject.rpartition(".")[2])
-        if generation != self._generation:
-            self.policy = PrivacyPolicy.load(_json(record))
-            self._generation = generation
-            logger.info("personal in this namespace: %s", self.policy)
+        """Take over the policy as it is; one look at a time, so that an older answer never comes after a newer one."""
+        async with self._learning:
+            record = await self._leader_get({"last_by_subj": f"{self._prefix}policy.*"}, "reading the policy")
+            if record is None:
+                self._generation, self.policy = 0, PrivacyPolicy()
+                return
+            number = record.subject.rpartition(".")[2]
+            if not (number.isascii() and number.isdigit()):
+                raise InvalidInputError(
+                    f"the bucket of keys holds {record.subject!r}, which agentfield did not write: delete that entry"
+                )
+            if int(number) != self._generation:
+                self.policy = PrivacyPolicy.load(_json(record))
+                self._generation = int(number)
+                logger.info("personal in this namespace: %s", self.policy)
 
     async def _follow(self) -> None:
         """Keep the policy current and forget what is old, until cancelled."""
@@ -167,6 +174,8 @@ class Keys:
                 self._forget_old()
                 try:
                     await self._learn()
+                except InvalidInputError as error:  # what is written from here may not be encrypted as it should
+                    logger.warning("still going by the policy on personal data from before: %s", error)
                 except AgentFieldError as error:
                     logger.debug("%s", error)
         finally:

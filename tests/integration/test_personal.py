@@ -44,6 +44,20 @@ async def test_without_a_policy_nothing_is_encrypted_and_no_key_is_made(memory: 
     assert await (await memory._fabric()).keys.stored([">"]) == []
 
 
+async def test_without_a_policy_no_operation_asks_about_keys(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def asked(self: Keys, *_: object) -> Any:
+        raise AssertionError("a round trip that nobody needs")
+
+    await memory.set("warm", 1)
+    monkeypatch.setattr(Keys, "_leader_get", asked)
+    session = memory.session("user-1")
+    await session.set("email", SECRET)
+    await session.set_many({"a": 1, "large": LARGE})
+    assert await session.get("email") == await session.get("email", consistency="cached") == SECRET
+    assert len([entry async for entry in session.items()]) == 3
+    assert len([event async for event in session.history()]) == 3
+
+
 @pytest.mark.smoke
 async def test_a_personal_value_is_the_same_to_every_read_and_never_in_the_log(
     server: NatsServer, namespace: str, user: Memory
@@ -277,12 +291,13 @@ async def test_an_outage_of_the_keys_is_never_an_erasure(user: Memory, monkeypat
         await user.set("email", SECRET)
 
 
+@pytest.mark.parametrize(("entry", "said"), [("policy.1", "upgrade"), ("policy.theirs", "did not write")])
 async def test_a_policy_that_cannot_be_understood_is_refused_and_never_taken_for_none(
-    server: NatsServer, namespace: str, memory: Memory
+    server: NatsServer, namespace: str, memory: Memory, entry: str, said: str
 ) -> None:
     fabric = await memory._fabric()
-    await fabric.connection.request(f"$KV.{namespace}-keys.policy.1", b'{"v":9}', {}, timeout=2.0)
-    with pytest.raises(InvalidInputError, match="upgrade"):
+    await fabric.connection.request(f"$KV.{namespace}-keys.{entry}", b'{"v":9}', {}, timeout=2.0)
+    with pytest.raises(InvalidInputError, match=said):
         async with connect(server.url, namespace=namespace):
             pass
 

@@ -66,7 +66,9 @@ def test_a_policy_is_the_same_after_it_was_stored(scopes: set[str], patterns: li
     assert PrivacyPolicy.load(orjson.loads(orjson.dumps(policy.fields()))) == policy
 
 
-@pytest.mark.parametrize("fields", [None, [], {}, {"v": 2, "scopes": []}])
+@pytest.mark.parametrize(
+    "fields", [None, [], {}, {"v": 2, "scopes": [], "patterns": []}, {"v": 1, "scopes": 5}, {"v": 1}]
+)
 def test_a_policy_of_another_version_is_refused_and_never_taken_for_none(fields: object) -> None:
     with pytest.raises(InvalidInputError, match="upgrade"):
         PrivacyPolicy.load(fields)
