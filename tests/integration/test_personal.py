@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -313,3 +314,17 @@ async def test_the_bucket_of_keys_can_neither_be_purged_nor_written_over(user: M
     with pytest.raises(Exception, match="purge"):
         await api(fabric.connection, f"STREAM.PURGE.{fabric.topology.keys.name}", {})
     assert await fabric.keys.stored(["session.user-1"]) == [stored]
+
+
+async def test_without_the_package_personal_values_are_refused_in_one_sentence_and_others_are_not(
+    user: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await user.set("email", SECRET)
+    monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives.ciphers.aead", None)
+    stored = await payloads(user)
+    for refused in (user.set("email", "new"), user.get("email"), user.set("report", LARGE)):
+        with pytest.raises(InvalidInputError, match=r'pip install "agentfield\[privacy\]"'):
+            await refused
+    assert await payloads(user) == stored
+    await Memory(user._fabric).set("plain", 1, scope="global")
+    assert await Memory(user._fabric).get("plain", scope="global") == 1
