@@ -77,6 +77,7 @@ class Keys:
         self._changed = asyncio.Event()
         self._learning = asyncio.Lock()
         self._follower: asyncio.Task[None] | None = None
+        self._subscription: Subscription | None = None
         self._generation = 0
         self.policy = PrivacyPolicy()
         """What is personal, as far as this process knows: new within a moment of a change, at the latest within
@@ -84,6 +85,7 @@ class Keys:
 
     async def start(self) -> None:
         """Learn the policy, and begin to follow it. Raises :class:`UnavailableError` and its kin; nothing runs then."""
+        await self._listen()  # first, so that no change comes between the two
         await self._learn()
         self._follower = asyncio.create_task(self._follow(), name="agentfield privacy")
 
@@ -93,6 +95,9 @@ class Keys:
         if follower is not None:
             follower.cancel()
             await asyncio.gather(follower, return_exceptions=True)
+        subscription, self._subscription = self._subscription, None
+        if subscription is not None:
+            await subscription.unsubscribe()
         self.forget()
 
     # -- the policy ---------------------------------------------------------------------------------------------------
@@ -144,27 +149,30 @@ class Keys:
                 self._generation = int(number)
                 logger.info("personal in this namespace: %s", self.policy)
 
-    async def _follow(self) -> None:
-        """Keep the policy current and forget what is old, until cancelled."""
+    async def _listen(self) -> None:
+        """Hear the news, if we may."""
+        if self._subscription is not None:
+            return
 
         async def news(_: Message) -> None:
             self.forget()
             self._changed.set()
+
+        try:
+            self._subscription = await self._connection.subscribe(self._news, news)
+        except AgentFieldError as error:
+            logger.debug("not told of changes to what is personal: %s", error)
+
+    async def _follow(self) -> None:
+        """Keep the policy current and forget what is old, until cancelled."""
 
         def reconnected(state: ConnectionState) -> None:
             if state == "connected":
                 self._changed.set()
 
         forget_listener = self._connection.on_state(reconnected)
-        subscription: Subscription | None = None
         try:
             while True:
-                if subscription is None:
-                    try:
-                        subscription = await self._connection.subscribe(self._news, news)
-                        self._changed.set()  # what was announced before anybody listened
-                    except AgentFieldError as error:
-                        logger.debug("not told of changes to what is personal: %s", error)
                 try:
                     async with asyncio.timeout(INTERVAL):
                         await self._changed.wait()
@@ -172,6 +180,7 @@ class Keys:
                     pass
                 self._changed.clear()
                 self._forget_old()
+                await self._listen()
                 try:
                     await self._learn()
                 except InvalidInputError as error:  # what is written from here may not be encrypted as it should
@@ -180,8 +189,6 @@ class Keys:
                     logger.debug("%s", error)
         finally:
             forget_listener()
-            if subscription is not None:
-                await subscription.unsubscribe()
 
     # -- data keys ----------------------------------------------------------------------------------------------------
 
