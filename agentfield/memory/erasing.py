@@ -42,7 +42,10 @@ from agentfield.version import __version__
 
 logger = logging.getLogger("agentfield.erasing")
 
-NOT_KNOWN = "what was copied in plain: exports, prompts and answers of models, results of calls, notes, errors, logs"
+NOT_KNOWN = (
+    "what was copied in plain: views of projections, exports, prompts and answers of models, results of calls, notes, "
+    "errors, logs"
+)
 """What no erasure can know of; every receipt says so."""
 _TRIES = 20
 """How often condemning a key is tried: for some seconds, about as long as an election takes."""
