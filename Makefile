@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 # pip understands dependency groups since 25.1.
 PIP_ITSELF := 'pip>=25.1'
-DEVELOPMENT := --editable '.[ai,audit,duckdb,parquet,speed]' --group dev
+DEVELOPMENT := --editable '.[ai,audit,duckdb,parquet,privacy,speed]' --group dev
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 SOAK_ARGS ?=

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
         CaughtUp,
         Change,
         Diff,
+        Erasure,
+        ErasureReceipt,
         Lock,
         Memory,
         Moment,
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
         Transaction,
         connect,
     )
+    from agentfield.privacy import PrivacyPolicy
     from agentfield.scope import Scope
 
 __all__ = [
@@ -58,6 +61,8 @@ __all__ = [
     "DecodeError",
     "Diff",
     "Entry",
+    "Erasure",
+    "ErasureReceipt",
     "Event",
     "HistoryTruncatedError",
     "IncompatibleServerError",
@@ -69,6 +74,7 @@ __all__ = [
     "NotFoundError",
     "OutcomeUnknownError",
     "Past",
+    "PrivacyPolicy",
     "ProjectionError",
     "RemoteError",
     "ResyncRequired",
@@ -95,6 +101,8 @@ _HOME = {
     "DecodeError": "agentfield.errors",
     "Diff": "agentfield.memory",
     "Entry": "agentfield.event",
+    "Erasure": "agentfield.memory",
+    "ErasureReceipt": "agentfield.memory",
     "Event": "agentfield.event",
     "HistoryTruncatedError": "agentfield.errors",
     "IncompatibleServerError": "agentfield.errors",
@@ -106,6 +114,7 @@ _HOME = {
     "NotFoundError": "agentfield.errors",
     "OutcomeUnknownError": "agentfield.errors",
     "Past": "agentfield.memory",
+    "PrivacyPolicy": "agentfield.privacy",
     "ProjectionError": "agentfield.errors",
     "RemoteError": "agentfield.errors",
     "ResyncRequired": "agentfield.errors",

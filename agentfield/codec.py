@@ -23,6 +23,7 @@ from agentfield.errors import DecodeError, InvalidInputError
 from agentfield.event import Entry, Event, Operation, Reason, Writer
 from agentfield.execution import ascii_json
 from agentfield.naming import shown
+from agentfield.privacy import Encryption
 from agentfield.reference import Reference
 from agentfield.schema import Schemas, Stamp
 from agentfield.scope import Scope
@@ -43,6 +44,8 @@ __all__ = [
     "decode_value",
     "encode_event",
     "encode_value",
+    "encrypted_by",
+    "encrypts",
     "expires_at_ns",
     "is_delete",
     "needed_to_decode",
@@ -72,7 +75,10 @@ class Record(NamedTuple):
     headers: Mapping[str, str]
     payload: bytes
     content: bytes | bytearray | None = None
-    """The value's JSON, once it has been fetched, where the payload only refers to it; see ``reference_of``."""
+    """The value's JSON, once it has been fetched or decrypted, where the payload is not it; see ``reference_of`` and
+    ``encrypted_by``."""
+    erased: bool = False
+    """Whether the value is encrypted with a key that is known to be destroyed: nobody can read it any more."""
 
 
 class _Header(NamedTuple):
@@ -82,6 +88,7 @@ class _Header(NamedTuple):
     ttl: float | None
     reference: Reference | None
     stamp: Stamp | None
+    encryption: Encryption | None
 
 
 def check_ttl(ttl: object) -> float:
@@ -143,12 +150,32 @@ def reference_of(record: Record) -> Reference | None:
     return _header(record, deleted=is_delete(record)).reference
 
 
+def encrypts(headers: Mapping[str, str], encryption: Encryption) -> dict[str, str]:
+    """The headers ``encode_event`` gave, for an event whose value is in an envelope."""
+    fields = orjson.loads(headers[EVENT_HEADER]) | {"encrypted": encryption.fields()}
+    return {**headers, EVENT_HEADER: ascii_json(fields)}
+
+
+def encrypted_by(record: Record) -> Encryption | None:
+    """What the value of a record is encrypted with, if it is: its payload, or its object, is an envelope then.
+
+    Open it and put what it holds into ``Record.content`` before decoding. Raises DecodeError if the record is not what
+    agentfield writes.
+    """
+    packed = record.headers.get(EVENT_HEADER)
+    if packed is None or '"encrypted"' not in packed:  # without it, no look inside is needed
+        return None
+    return _header(record, deleted=is_delete(record)).encryption
+
+
 def needed_to_decode(record: Record) -> Mapping[str, str] | None:
     """The headers without which the record's value cannot be told from its payload; None if that takes none."""
     packed = record.headers.get(EVENT_HEADER)
-    if packed is None or not ('"object"' in packed or '"schema"' in packed):
+    if packed is None:
         return None
-    return {EVENT_HEADER: packed}
+    if '"encrypted"' in packed:  # the envelope is bound to its event
+        return {EVENT_HEADER: packed, EVENT_ID: record.headers.get(EVENT_ID, "")}
+    return {EVENT_HEADER: packed} if '"object"' in packed or '"schema"' in packed else None
 
 
 def decode_data(record: Record, subjects: Subjects, schemas: Schemas | None = None) -> Any:
@@ -161,6 +188,8 @@ def decode_data(record: Record, subjects: Subjects, schemas: Schemas | None = No
     if content is None:
         if (reference := reference_of(record)) is not None:
             raise _undecodable(record, f"the value is the object {reference.name}, which was not fetched")
+        if encrypted_by(record) is not None:
+            raise _undecodable(record, "the value is encrypted, and was not decrypted")
         content = record.payload
     schema = schemas.of(_address(record, subjects)[1]) if schemas else None
     try:
@@ -179,11 +208,15 @@ def decode_event(
 ) -> Event:
     """The event a record holds; ``previous`` is the record of the same key before it, if there is one.
 
-    Raises what ``decode_data`` raises, of either.
+    Of a value that is erased, nothing is given. Raises what ``decode_data`` raises, of either.
     """
-    data = None if is_delete(record) else decode_data(record, subjects, schemas)
-    before = None if previous is None or is_delete(previous) else decode_data(previous, subjects, schemas)
+    data = decode_data(record, subjects, schemas) if _has_data(record) else None
+    before = decode_data(previous, subjects, schemas) if previous is not None and _has_data(previous) else None
     return _event(record, subjects, data, before, None if previous is None else previous.sequence)
+
+
+def _has_data(record: Record) -> bool:
+    return not is_delete(record) and not record.erased
 
 
 def decode_outline(record: Record, subjects: Subjects) -> Event:
@@ -210,6 +243,7 @@ def _event(record: Record, subjects: Subjects, data: Any, previous_data: Any, pr
             "id": _id(record),
             "writer": header.writer,
             "ttl": header.ttl,
+            "erased": record.erased,
             **_stamped(header.stamp),
         }
     )
@@ -311,6 +345,7 @@ def _unpack(packed: str) -> _Header:
         None if ttl is None else check_ttl(ttl),
         None if fields.get("object") is None else Reference.of(fields["object"]),
         None if fields.get("schema") is None else _stamp(fields),
+        None if fields.get("encrypted") is None else Encryption.of(fields["encrypted"]),
     )
 
 

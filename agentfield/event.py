@@ -69,6 +69,9 @@ class Event(BaseModel):
     """The schema that ``data`` was written under; None for none, and for a delete."""
     schema_version: int | None = None
     """That schema's version when it was written."""
+    erased: bool = False
+    """Whether the value was personal and has been erased: ``data`` is None then, for good, and the key's past is all
+    that is left."""
 
     @property
     def expires_at(self) -> datetime | None:

@@ -40,15 +40,16 @@ class Metrics(Projection):
     def apply(self, event: Event, view: SqliteTransaction) -> None:
         """Count the event."""
         deleted = event.operation == "delete"
-        size = 0 if deleted else len(as_json(event.data).encode())
+        unknown = deleted or event.erased
+        size = 0 if unknown else len(as_json(event.data).encode())
         at = instant(event.timestamp)
         view.execute(_MINUTE, (f"{at[:16]}Z", event.scope, int(not deleted), int(deleted), size))
-        view.execute(_KEY, (event.scope, event.scope_id, event.key, size, None if deleted else size, at))
+        view.execute(_KEY, (event.scope, event.scope_id, event.key, size, None if unknown else size, at))
         view.execute(_WRITER, (event.writer.agent or "", size, at))
 
 
 class HotKey(NamedTuple):
-    """A key, how often it was written, and what that amounts to in bytes; ``size`` is None when it is deleted."""
+    """A key, how often it was written, and what that amounts to in bytes; ``size`` is None if it is gone."""
 
     key: str
     scope: str

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
-from agentfield.codec import EVENT_HEADER, EVENT_ID, Record, decode_event, reference_of
+from agentfield.codec import EVENT_HEADER, EVENT_ID, Record, reference_of
 from agentfield.errors import DecodeError, HistoryTruncatedError, InvalidInputError
 from agentfield.event import Event
 from agentfield.execution import new_id
@@ -201,10 +201,7 @@ class Feed:
 
     async def _event(self, record: Record) -> Event:
         before = None if self._table is None else await self._table.of(record)
-        if reference_of(record) is None and (before is None or reference_of(before) is None):
-            event = decode_event(record, self._fabric.subjects, before)
-        else:
-            event = await self._resolver.event(record, before)
+        event = await self._resolver.event(record, before)
         if self._table is not None:
             self._table.advance(record)
         return event

@@ -52,7 +52,7 @@ class Timeline(Projection):
 
     def apply(self, event: Event, view: SqliteTransaction) -> None:
         """Add the event."""
-        text = None if event.operation == "delete" else as_json(event.data)
+        text = None if event.operation == "delete" or event.erased else as_json(event.data)
         value = text if text is None else text[:LONGEST]
         writer = event.writer
         view.execute(
@@ -105,7 +105,7 @@ class Moment(NamedTuple):
     id: str
     size: int
     value: str | None
-    """The value's JSON, its first ``LONGEST`` characters; None for a delete."""
+    """The value's JSON, its first ``LONGEST`` characters; None for a delete, and for one that had been erased."""
 
 
 def ask(view: SqliteTransaction, question: Question) -> list[Moment]:

@@ -38,6 +38,8 @@ def cloud_event_line(event: Event, namespace: str, timestamp: int) -> bytes:
         fields["traceparent"] = event.writer.trace
     if event.reason is not None:
         fields["reason"] = event.reason
-    if event.operation == "set":
+    if event.erased:
+        fields["erased"] = True
+    elif event.operation == "set":
         fields |= {"datacontenttype": "application/json", "data": event.data}
     return orjson.dumps(fields) + b"\n"

@@ -62,6 +62,8 @@ class Row:
     change: list[Line]
     cut: str = ""
     """What is not shown of the change, in words."""
+    erased: bool = False
+    """Whether the event's value was personal and has been erased."""
     fault: str = ""
     """Why the event cannot be read, if so."""
     state: str = "unsealed"
@@ -216,6 +218,7 @@ async def _row(resolver: Resolver, fabric: Fabric, stored: Stored, record: Recor
         scope=visible(scope_text),
         key=visible(event.key),
         operation=event.reason or event.operation,
+        erased=event.erased,
         writer=writer,
         cause=by.cause,
         id=event.id,
@@ -228,7 +231,7 @@ async def _row(resolver: Resolver, fabric: Fabric, stored: Stored, record: Recor
 def _change(event: Event) -> tuple[list[Line], str]:
     """What the event did to its key's value, line by line."""
     before = [] if event.previous_revision is None or event.previous_data is None else _lines(event.previous_data)
-    after = _lines(event.data) if event.operation == "set" else []
+    after = _lines(event.data) if event.operation == "set" and not event.erased else []
     if len(before) + len(after) > _COMPARED:  # too much to compare: the beginning of each
         lines = [Line("before", line) for line in before[:_LINES]] + [Line("after", line) for line in after[:_LINES]]
         return lines, f"of {len(before):,} lines before and {len(after):,} after, the first {_LINES} each"

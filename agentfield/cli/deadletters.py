@@ -118,8 +118,9 @@ def _print(letter: Letter, event: Event | None, fault: str, output: Output) -> N
         by = f" by {event.writer.agent}" if event.writer.agent else ""
         output.line("         ", f"{moment(event.timestamp)}{visible(by)}")
         output.line("before   ", (_json(event.previous_data), "dim") if event.previous_revision else ("nothing", "dim"))
-        gone = event.operation == "delete"
-        output.line("data     ", (event.reason or "deleted", "red") if gone else (_json(event.data), "green"))
+        gone = "erased" if event.erased else event.reason or "deleted"
+        has_value = event.operation == "set" and not event.erased
+        output.line("data     ", (_json(event.data), "green") if has_value else (gone, "red"))
     output.line("error    ", (_error(letter, 10_000), "red"))
     if letter.traceback:
         output.text("")

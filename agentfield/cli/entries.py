@@ -178,7 +178,7 @@ async def show_all(
             output.object(entry.model_dump(mode="json"))
         return
     now = fabric.log.now() if at is None else at.nanoseconds
-    rows = sorted([_row(fabric, record, now) async for record in _records(fabric, pattern, scopes, at)])
+    rows = sorted([await _row(fabric, record, now) async for record in _records(fabric, pattern, scopes, at)])
     if rows:
         output.table(_COLUMNS, rows, right=("revision", "age"), shrink="value")
     else:
@@ -189,10 +189,13 @@ def _order(entry: Entry) -> tuple[str, str, str]:
     return entry.scope, entry.scope_id, entry.key
 
 
-def _row(fabric: Fabric, record: Record, now: int) -> tuple[str, ...]:
+async def _row(fabric: Fabric, record: Record, now: int) -> tuple[str, ...]:
     """A line of the list. A value that is so large that it lies in an object is not fetched for it."""
     reference = reference_of(record)
-    entry = decode_entry(record if reference is None else record._replace(content=b"null"), fabric.subjects)
+    if reference is None:
+        entry = await Resolver(fabric).entry(record)
+    else:
+        entry = decode_entry(record._replace(content=b"null"), fabric.subjects)
     return (
         entry.scope,
         "-" if entry.scope == "global" else entry.scope_id,

@@ -172,6 +172,8 @@ def _change(event: Event) -> list[Part]:
     before: list[Part] = []
     if event.previous_data is not None:
         before = [(shortened(event.previous_data, _SHOWN_VALUE), "dim"), ("→", "dim")]
+    if event.erased:
+        return [*before, ("erased", "red")]
     if event.operation == "set":
         return [*before, (shortened(event.data, _SHOWN_VALUE), "green")]
     return [*before, ("deleted" if event.reason is None else event.reason, "red")]

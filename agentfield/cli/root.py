@@ -49,6 +49,8 @@ COMMANDS: Final[Mapping[str, Entry]] = MappingProxyType(
         "deadletters": Entry("deadletters", "Show, replay or drop events that handlers have given up on."),
         "handlers": Entry("handlers", "Show the handlers there are, and forget those that are gone."),
         "doctor": Entry("doctor", "Look for what is wrong, and say what to do about it."),
+        "personal": Entry("privacy", "Show or set which values of the namespace are personal."),
+        "erase": Entry("privacy", "Erase the personal values of a session, an actor, a workflow or a pattern."),
     }
 )
 

@@ -158,7 +158,7 @@ def _print(moment: Moment, output: Output) -> None:
         value = json.loads(moment.value) if complete and moment.value is not None else moment.value
         output.object({**moment._asdict(), "value": value, "complete": complete or moment.value is None})
         return
-    change: Part = (moment.reason or "deleted", "red")
+    change: Part = (moment.reason or ("erased" if moment.operation == "set" else "deleted"), "red")
     if moment.value is not None:
         text = visible(moment.value)
         change = (text if len(text) <= _SHOWN_VALUE else f"{text[: _SHOWN_VALUE - 1]}…", "green")

@@ -20,6 +20,7 @@ from agentfield.fabric.fabric import Fabric
 from agentfield.key import check_key
 from agentfield.memory.addressing import AnyScope
 from agentfield.memory.causes import Origin, chain
+from agentfield.memory.encrypting import known
 from agentfield.memory.state import is_live
 from agentfield.naming import shown
 from agentfield.pattern import Pattern
@@ -68,7 +69,7 @@ async def _last(fabric: Fabric, key: str, scope: AnyScope | None) -> Record:
         async for record in fabric.log.current(fabric.subjects.filters([pattern], to_read(scope)))
         if fabric.subjects.parse(record.subject)[1] == key
     ]
-    candidates = [record for record in found if _has_value(record, fabric)] or found
+    candidates = [record for record in found if await _has_value(record, fabric)] or found
     if not candidates:
         raise NotFoundError(f"nothing has ever happened to {shown(key)} there")
     if len(candidates) > 1:
@@ -77,9 +78,9 @@ async def _last(fabric: Fabric, key: str, scope: AnyScope | None) -> Record:
     return candidates[0]
 
 
-def _has_value(record: Record, fabric: Fabric) -> bool:
+async def _has_value(record: Record, fabric: Fabric) -> bool:
     try:
-        return is_live(record, fabric.log.now())
+        return is_live(await known(fabric, record), fabric.log.now())
     except DecodeError:
         return True  # something is there, whoever wrote it
 
@@ -119,6 +120,8 @@ def _print(link: Event | Origin, output: Output) -> None:
 def _happened(event: Event) -> tuple[str, str]:
     if event.operation == "delete":
         return (f"was {'deleted' if event.reason is None else event.reason}", "red")
+    if event.erased:
+        return ("was set to what has been erased", "red")
     return (f"= {shortened(event.data, max(_SHORTEST_VALUE, _WIDTH - len(event.key) - 3))}", "green")
 
 

@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack
 from agentfield.fabric.connection import Connection
 from agentfield.fabric.deadletters import DeadLetters
 from agentfield.fabric.jetstream import PATIENCE
+from agentfield.fabric.keys import Keys
 from agentfield.fabric.log import Log
 from agentfield.fabric.objects import Objects
 from agentfield.fabric.timers import Timers
@@ -21,7 +22,7 @@ from agentfield.subject import Subjects
 
 
 class Fabric:
-    """A connection; and one namespace's topology, log, timers, objects and dead letters. Open with :meth:`open`."""
+    """A connection, and one namespace's topology, log, timers, objects, dead letters and keys; see :meth:`open`."""
 
     def __init__(self, connection: Connection, topology: Topology, log: Log, drifts: Sequence[Drift]) -> None:
         self.connection = connection
@@ -31,6 +32,7 @@ class Fabric:
         self.timers = Timers(connection, topology, timeout=log.timeout)
         self.objects = Objects(connection, topology, timeout=log.timeout)
         self.deadletters = DeadLetters(log, topology)
+        self.keys = Keys(connection, topology, timeout=log.timeout)
         self.subjects = Subjects(topology.namespace)
         self.loop = asyncio.get_running_loop()
         self._follower: asyncio.Task[None] | None = None
@@ -57,10 +59,11 @@ class Fabric:
             drifts = await provision(connection, topology)
             log = Log(connection, topology, timeout=timeout)
             await log.state()
+            fabric = cls(connection, topology, log, drifts)
+            await fabric.keys.start()
         except BaseException:
             await connection.aclose()
             raise
-        fabric = cls(connection, topology, log, drifts)
         fabric._follower = asyncio.create_task(log.follow_topology(), name=f"agentfield topology {name}")
         return fabric
 
@@ -71,6 +74,7 @@ class Fabric:
     async def aclose(self) -> None:
         """Close what is owned, flush and close. Idempotent."""
         await self._owned.aclose()
+        await self.keys.aclose()
         follower, self._follower = self._follower, None
         if follower is not None:
             follower.cancel()

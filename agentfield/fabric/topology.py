@@ -71,6 +71,7 @@ class Topology:
     deadletters: StreamSpec = field(init=False)
     objects: StreamSpec = field(init=False)
     seals: StreamSpec = field(init=False)
+    keys: StreamSpec = field(init=False)
 
     def __post_init__(self) -> None:
         ns, upper = self.namespace, self.namespace.upper()
@@ -164,6 +165,19 @@ class Topology:
                     compression="s2",
                 ),
             ),
+            "keys": StreamSpec(
+                f"KV_{self.keys_bucket}",
+                "the policy on personal data, and the keys that it is encrypted with until they are destroyed",
+                # A message that is deleted is overwritten on disk, one that is purged or replaced is not, so neither
+                # is possible here. No direct gets: a replica that is behind would take keys for destroyed.
+                _config(
+                    subjects=[f"$KV.{self.keys_bucket}.>"],
+                    max_msgs_per_subject=1,
+                    discard="new",
+                    discard_new_per_subject=True,
+                    deny_purge=True,
+                ),
+            ),
         }
         for name, value in {"log": log, "buckets": buckets, **rest}.items():
             object.__setattr__(self, name, value)
@@ -171,7 +185,12 @@ class Topology:
     @property
     def streams(self) -> tuple[StreamSpec, ...]:
         """Every stream, the log first: buckets source it, so it has to exist before they do."""
-        return (self.log, *self.buckets, self.timers, self.notes, self.deadletters, self.objects, self.seals)
+        return (self.log, *self.buckets, self.timers, self.notes, self.deadletters, self.objects, self.seals, self.keys)
+
+    @property
+    def keys_bucket(self) -> str:
+        """The bucket of the policy and the keys of personal data, as clients know it."""
+        return f"{self.namespace}-keys"
 
     @property
     def objects_bucket(self) -> str:

@@ -3,18 +3,22 @@
 from agentfield.memory import merges
 from agentfield.memory.connecting import connect
 from agentfield.memory.diff import Change, Diff
+from agentfield.memory.erasing import ErasureReceipt
 from agentfield.memory.lock import Lock
 from agentfield.memory.memory import Memory
 from agentfield.memory.moment import Moment
 from agentfield.memory.past import Past
 from agentfield.memory.revert import Reverted
 from agentfield.memory.transaction import Transaction
+from agentfield.memory.views import Erasure
 from agentfield.memory.watch import CaughtUp
 
 __all__ = [
     "CaughtUp",
     "Change",
     "Diff",
+    "Erasure",
+    "ErasureReceipt",
     "Lock",
     "Memory",
     "Moment",

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from agentfield.memory.events import Events
 from agentfield.memory.looking_back import LookingBack
+from agentfield.memory.private import Private
 from agentfield.memory.reads import Reads
 from agentfield.memory.typed import Typed
 from agentfield.memory.writes import Writes
 
 
-class Memory(Reads, Writes, Events, LookingBack, Typed):
+class Memory(Reads, Writes, Events, LookingBack, Typed, Private):
     """Shared memory, as an agent or a program sees it.
 
     Every operation takes ``scope`` (``"workflow"``, ``"session"``, ``"actor"``, ``"global"``) and ``scope_id``. Without

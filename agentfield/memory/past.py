@@ -1,7 +1,8 @@
 """The past as memory: what every key held at one moment, read as the present is, and never written.
 
 Owns: reading as of a moment. Must not know: how the log is searched. Invariant: what is read through one view, and all
-views made from it, is of one and the same moment; what the log can no longer prove is an error, never "absent".
+views made from it, is of one and the same moment; what the log can no longer prove is an error, never "absent". A value
+that has been erased since is absent, as it is to every read.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from agentfield.fabric.asof import last_as_of
 from agentfield.fabric.fabric import Fabric
 from agentfield.key import key_tokens
 from agentfield.memory.addressing import read_scopes, read_subjects
+from agentfield.memory.encrypting import all_known
 from agentfield.memory.moment import Instant, Moment, Pin, check_whole
 from agentfield.memory.scoped import FabricSource, Scoped
 from agentfield.memory.state import is_live, live_entries
@@ -95,7 +97,7 @@ class Past(Scoped):
         fabric = await self._fabric()
         instant = await self._pin.instant(fabric)
         subjects = [fabric.subjects.memory(where, key) for key in wanted for where in scopes]
-        records = await last_as_of(fabric.log, subjects, instant.sequence)
+        records = await all_known(fabric, await last_as_of(fabric.log, subjects, instant.sequence))
         resolver = self._resolver(fabric)
         values: dict[str, Any] = {}
         proven = False
@@ -132,7 +134,8 @@ class Past(Scoped):
         fabric = await self._fabric()
         instant = await self._pin.instant(fabric)
         subjects = read_subjects(fabric.subjects.namespace, place, scope, scope_id, key)
-        found, sure = _first_live(await last_as_of(fabric.log, subjects, instant.sequence), instant)
+        records = await all_known(fabric, await last_as_of(fabric.log, subjects, instant.sequence))
+        found, sure = _first_live(records, instant)
         if not sure:
             await check_whole(fabric, instant)
         return fabric, found

@@ -18,6 +18,7 @@ from agentfield.key import key_tokens
 from agentfield.memory.addressing import read_scopes, read_subjects
 from agentfield.memory.base import Base
 from agentfield.memory.cache import Freshness
+from agentfield.memory.encrypting import all_known
 from agentfield.memory.state import is_live, live_entries
 from agentfield.pattern import Pattern
 
@@ -210,4 +211,4 @@ class Reads(Base):
         for record in records:
             if record is not None:
                 seen.saw(record.sequence)
-        return records
+        return await all_known(fabric, records)

@@ -1,28 +1,31 @@
 """Resolving: from what the log holds to what users see. Every read goes through here.
 
-Owns: fetching values that lie in objects before a record is decoded, and applying the schemas of the memory that reads.
-Must not know: how objects are stored, how records are found. Invariant: a value is given whole and as its key's schema
-has it, or there is an error that says what is wrong with which event; never None in its place.
+Owns: fetching values that lie in objects and decrypting personal ones before a record is decoded, and applying the
+schemas of the memory that reads. Must not know: how objects are stored, how records are found. Invariant: a value is
+given whole and as its key's schema has it, or there is an error that says what is wrong with which event; never None in
+its place, unless it was erased: that is for good, and no error.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from agentfield.codec import Record, decode_data, decode_entry, decode_event, reference_of, validate_as
+from agentfield.codec import EVENT_HEADER, Record, decode_data, decode_entry, decode_event, reference_of, validate_as
 from agentfield.errors import DecodeError
 from agentfield.event import Entry, Event
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.objects import CorruptObject, MissingObject
+from agentfield.memory.encrypting import known, opened
 from agentfield.schema import Schemas
 
 
 class Resolver:
     """Gives the values, entries and events of records. Cheap to make: one for each operation will do.
 
-    Every method raises :class:`DecodeError` (the record is not agentfield's, its object is missing or damaged, or the
-    value does not fit its schema), :class:`UnavailableError` (its object cannot be read now), and
-    :class:`InvalidInputError` if several schemas are bound to its key.
+    Every method raises :class:`DecodeError` (the record is not agentfield's, its object is missing or damaged, its
+    encryption was tampered with, or the value does not fit its schema), :class:`UnavailableError` (its object or its
+    key cannot be read now), and :class:`InvalidInputError` if several schemas are bound to its key, or the package that
+    decrypts is missing. Ask ``known`` first whether a value is erased: an event says so, a value would be None.
     """
 
     __slots__ = ("_fabric", "_schemas")
@@ -33,8 +36,9 @@ class Resolver:
 
     async def value(self, record: Record, as_type: type[Any] | None = None) -> Any:
         """The value a record sets; with ``as_type``, validated into that type instead of the one its schema says."""
-        if reference_of(record) is not None:
-            record = await self._whole(record)
+        record = await self._whole(record)
+        if record.erased:
+            return None
         subjects, schemas = self._fabric.subjects, self._schemas
         if as_type is None:
             return decode_data(record, subjects, schemas)
@@ -44,31 +48,42 @@ class Resolver:
                 return decode_data(record, subjects, schemas)
         return validate_as(decode_data(record, subjects), as_type)
 
-    async def content(self, record: Record) -> bytes:
-        """The JSON of the value a record sets, as it was written."""
+    async def content(self, record: Record) -> bytes | None:
+        """The JSON of the value a record sets, as it was written; None if it was erased."""
         whole = await self._whole(record)
+        if whole.erased:
+            return None
         return whole.payload if whole.content is None else bytes(whole.content)
 
     async def entry(self, record: Record) -> Entry:
         """The entry of a record that sets a value."""
-        return decode_entry(await self._whole(record), self._fabric.subjects, schemas=self._schemas)
+        whole = await self._whole(record)
+        if whole.erased:
+            whole = whole._replace(content=b"null")
+        return decode_entry(whole, self._fabric.subjects, schemas=None if whole.erased else self._schemas)
 
     async def event(self, record: Record, previous: Record | None = None) -> Event:
         """The event of a record, given the one before it of the same key."""
-        if reference_of(record) is not None:
-            record = await self._whole(record)
-        if previous is not None and reference_of(previous) is not None:
+        record = await self._whole(record)
+        if previous is not None:
             previous = await self._whole(previous)
         return decode_event(record, self._fabric.subjects, previous, schemas=self._schemas)
 
     async def _whole(self, record: Record) -> Record:
         """The record with the value's JSON in it, wherever that lies."""
+        packed = record.headers.get(EVENT_HEADER, "")
+        if record.erased or not ('"object"' in packed or '"encrypted"' in packed):  # as nearly always
+            return record
         reference = reference_of(record)
-        if reference is None:
+        if reference is None or record.content is not None:
+            return await opened(self._fabric, record)
+        record = await known(self._fabric, record)
+        if record.erased:
             return record
         try:
-            return record._replace(content=await self._fabric.objects.get(reference))
+            record = record._replace(content=await self._fabric.objects.get(reference))
         except (MissingObject, CorruptObject) as fault:
             raise DecodeError(
                 f"the value of this event cannot be read: {fault}", subject=record.subject, revision=record.sequence
             ) from None
+        return await opened(self._fabric, record)

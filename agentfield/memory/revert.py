@@ -3,7 +3,7 @@
 Owns: which events that takes, and storing them in atomic batches, each event only if its key still is what was seen.
 Must not know: how the past is read. Invariants: the log only grows; a batch is stored whole or not at all; a key that
 holds already what it held then is not written, so reverting twice writes once; a value comes back with the time it had
-left, and one whose time has run out since does not come back.
+left, and one whose time has run out since does not come back; a key whose value of then has been erased stays as it is.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.jetstream import backoff
 from agentfield.fabric.log import Conflict
 from agentfield.memory.diff import Change, Diff, change_of, collected
+from agentfield.memory.encrypting import all_known, known
 from agentfield.memory.lifetime import Lifetimes
 from agentfield.memory.moment import Instant, Pin, check_whole
 from agentfield.memory.resolving import Resolver
 from agentfield.memory.state import is_live
 from agentfield.memory.writing import Write, prepare, store_together
 from agentfield.pattern import Pattern
+from agentfield.privacy import Vault
 from agentfield.schema import Stamp
 from agentfield.scope import Scope
 
@@ -82,7 +84,9 @@ class Reverting:
         then = await self._records(instant)
         if not self._pattern.is_literal or not then:
             await check_whole(self._fabric, instant)  # of what was not found, nobody could say that it was not there
-        then = {subject: record for subject, record in then.items() if is_live(record, instant.nanoseconds)}
+        then = {
+            subject: record for subject, record in then.items() if record.erased or is_live(record, instant.nanoseconds)
+        }
         last = await self._records(present)
         steps = await self._steps(then, last)
         changes = []
@@ -96,17 +100,19 @@ class Reverting:
     async def _records(self, instant: Instant) -> dict[str, Record]:
         subjects = self._fabric.subjects
         return {
-            record.subject: record
+            record.subject: await known(self._fabric, record)
             async for record in as_of(self._fabric.log, self._filters, instant.sequence)
             if self._pattern.matches(subjects.parse(record.subject)[1])
         }
 
     async def _steps(self, then: Mapping[str, Record], last: Mapping[str, Record]) -> list[_Step]:
-        """What has to be done: ``then`` holds what gave a value, ``last`` the last event of every key."""
+        """What has to be done: ``then`` holds what gave a value, erased or not, ``last`` each key's last event."""
         now = self._fabric.log.now()
         steps = []
         for subject, record in last.items():
             old = then.get(subject)
+            if old is not None and old.erased:
+                continue  # there was something, and nobody can bring it back: nor is that a reason to take this away
             if old is not None and not is_live(old, now):
                 old = None  # its time has run out since
             current = record if is_live(record, now) else None
@@ -126,19 +132,28 @@ class Reverting:
 
     def _batches(self, steps: Sequence[_Step]) -> Iterator[list[_Step]]:
         batch: list[_Step] = []
+        vaults: set[Vault] = set()
         messages = size = 0
         for step in steps:
             reference = None if step.then is None else reference_of(step.then)
             # A large value takes a message of its own, by which its object is known not to be given up.
             more = 1 if reference is None else 2
+            # So does each key that personal values are encrypted with, by which it is known not to be destroyed.
+            vault = None if step.then is None else self._vault(step.subject)
+            guards = len(vaults) + (vault is not None and vault not in vaults)
             weight = 0 if step.then is None else len(step.then.payload) if reference is None else reference.size
-            if batch and (messages + more > MAX_BATCH or size + weight > BATCH_BYTES):
+            if batch and (messages + more + guards > MAX_BATCH or size + weight > BATCH_BYTES):
                 yield batch
-                batch, messages, size = [], 0, 0
+                batch, vaults, messages, size = [], set(), 0, 0
+            if vault is not None:
+                vaults.add(vault)
             batch.append(step)
             messages, size = messages + more, size + weight
         if batch:
             yield batch
+
+    def _vault(self, subject: str) -> Vault | None:
+        return self._fabric.keys.policy.vault(*self._fabric.subjects.parse(subject))
 
     async def _store(self, steps: Sequence[_Step]) -> tuple[Sequence[_Step], int]:
         """Store a batch, deciding anew what it takes where its keys are written meanwhile; return what was done."""
@@ -146,6 +161,7 @@ class Reverting:
         subjects = [step.subject for step in steps]
         for attempt in range(_TRIES):
             if attempt:
+                then = {subject: await known(self._fabric, record) for subject, record in then.items()}
                 steps = await self._steps(then, await self._last(subjects))
             writes = [write for step in steps if (write := await self._write(step)) is not None]
             if len(writes) < len(steps):
@@ -169,10 +185,14 @@ class Reverting:
         )
 
     async def _last(self, subjects: Sequence[str]) -> dict[str, Record]:
-        return {record.subject: record for record in await self._fabric.log.last(subjects) if record is not None}
+        records = await all_known(self._fabric, await self._fabric.log.last(subjects))
+        return {record.subject: record for record in records if record is not None}
 
     async def _write(self, step: _Step) -> Write | None:
-        """The event that a step takes; None if the value's time has run out since the step was planned."""
+        """The event that a step takes; None if the value has run out, or was erased, since the step was planned.
+
+        A personal value is encrypted anew, for an envelope belongs to its event.
+        """
         scope, key = self._fabric.subjects.parse(step.subject)
         if step.then is None:
             return prepare(self._fabric, scope, key, "delete", b"", self._writer)
@@ -184,6 +204,8 @@ class Reverting:
         version = outline.schema_version
         stamp = None if outline.schema_name is None or version is None else Stamp(outline.schema_name, version)
         content = await self._resolver.content(step.then)
+        if content is None:
+            return None
         return prepare(self._fabric, scope, key, "set", content, self._writer, ttl=left, stamp=stamp)
 
 

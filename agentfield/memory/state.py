@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 
-from agentfield.codec import Record, expires_at_ns, is_delete, reference_of
+from agentfield.codec import Record, encrypted_by, expires_at_ns, is_delete, reference_of
 from agentfield.errors import DecodeError
 from agentfield.fabric.asof import as_of
 from agentfield.fabric.fabric import Fabric
 from agentfield.memory.addressing import AnyScope, address
+from agentfield.memory.encrypting import known
 from agentfield.memory.moment import Instant
 from agentfield.pattern import Pattern
 from agentfield.scope import RESOLUTION
@@ -37,7 +38,10 @@ async def live_entries(
         if found is None:
             continue
         scope, key = found
-        if not any(pattern.matches(key) for pattern in patterns) or not is_live(record, now):
+        if not any(pattern.matches(key) for pattern in patterns):
+            continue
+        record = await known(fabric, record)
+        if not is_live(record, now):
             continue
         if not merge or len(scopes) == 1:
             yield record
@@ -50,8 +54,11 @@ async def live_entries(
 
 
 def is_live(record: Record, now: int) -> bool:
-    """Whether a key's last event gives it a value at ``now`` (nanoseconds): a set that has not expired."""
-    if is_delete(record):
+    """Whether a key's last event gives it a value at ``now`` (nanoseconds): a set that has not expired.
+
+    A value that is ``known`` to be erased is none.
+    """
+    if record.erased or is_delete(record):
         return False
     expires = expires_at_ns(record)
     return expires is None or expires > now
@@ -68,12 +75,13 @@ def holds_something(record: Record | None, now: int) -> bool:
 def plain_content(record: Record | None) -> bytes | None:
     """The JSON of the value that a record gives its key for ever; empty if it takes the value away, or is no record.
 
-    None where it is not so simple: the value expires, or lies in an object, or the record is not agentfield's.
+    None where it is not so simple: the value expires, is encrypted, or lies in an object, or the record is not
+    agentfield's.
     """
     if record is None or is_delete(record):
         return b""
     try:
-        simple = expires_at_ns(record) is None and reference_of(record) is None
+        simple = expires_at_ns(record) is None and reference_of(record) is None and encrypted_by(record) is None
     except DecodeError:
         return None
     return record.payload if simple and record.payload else None

@@ -26,6 +26,7 @@ from agentfield.fabric.durables import described, durable_name, handlers_of
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.live import LiveConsumer
 from agentfield.memory.causes import handler_execution
+from agentfield.memory.encrypting import known
 from agentfield.memory.history import matching
 from agentfield.memory.letters import Letter, letter, letter_of_gap, said
 from agentfield.memory.loops import LoopDetected, LoopGuard
@@ -238,6 +239,7 @@ class HandlerRun:
                 if not matching(self._fabric, self._registration.patterns, record):
                     return None
                 if item.present:
+                    record = await known(self._fabric, record)
                     return _Taken(record, item.previous) if is_live(record, self._fabric.log.now()) else None
                 return _Taken(record, await self._table.of(record))
             except (DecodeError, InvalidInputError) as error:

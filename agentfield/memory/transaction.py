@@ -22,6 +22,7 @@ from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.jetstream import backoff
 from agentfield.fabric.log import Conflict
 from agentfield.memory.addressing import Place, read_scopes, write_scope
+from agentfield.memory.encrypting import known
 from agentfield.memory.handled import Marker
 from agentfield.memory.lifetime import Lifetimes
 from agentfield.memory.resolving import Resolver
@@ -155,7 +156,8 @@ class Transaction:
                 return await resolver.value(Record(subject, 0, 0, write.headers, write.payload), as_type)
             seen = self._seen.get(subject)
             if seen is None:
-                (record,) = await fabric.log.last([subject])
+                (last,) = await fabric.log.last([subject])
+                record = await known(fabric, last)
                 live = record is not None and is_live(record, fabric.log.now())
                 # Of several tasks that read it at once, the first one's look is the one that counts for all.
                 seen = self._seen.setdefault(subject, _Seen(where, key, record, live))

@@ -19,6 +19,7 @@ from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.present import present_values
 from agentfield.fabric.reader import Reader
 from agentfield.memory.addressing import AnyScope
+from agentfield.memory.encrypting import known
 from agentfield.memory.history import bounds, event_of, matching
 from agentfield.memory.previous import PreviousTable
 from agentfield.memory.resolving import Resolver
@@ -62,8 +63,11 @@ async def watching(
         await table.fill(begin - 1)  # further ahead, what a key held before is looked up when it comes to that
     if start == "current":
         async with aclosing(present_values(fabric.log, filters, target)) as values:
-            async for record, previous in values:
-                if matching(fabric, patterns, record) and is_live(record, fabric.log.now()):
+            async for last, previous in values:
+                if not matching(fabric, patterns, last):
+                    continue
+                record = await known(fabric, last)
+                if is_live(record, fabric.log.now()):
                     yield await resolver.event(record, previous)
     caught_up = begin > target
     if caught_up:

@@ -24,6 +24,7 @@ from agentfield.fabric.log import Conflict
 from agentfield.memory import clearing
 from agentfield.memory.addressing import write_scope
 from agentfield.memory.base import Base
+from agentfield.memory.encrypting import all_known, known
 from agentfield.memory.lock import Lock
 from agentfield.memory.offline import OfflineBuffer
 from agentfield.memory.state import holds_something, is_live
@@ -151,7 +152,7 @@ class Writes(Base):
             await asyncio.sleep(_FIRST_PAUSE * random.random())
         # Written to without pause: delete whatever is there, and look afterwards what that was.
         revision = await self._store(fabric, write, None)
-        before = await fabric.log.as_of([write.subject], revision - 1) or ()
+        before = await all_known(fabric, await fabric.log.as_of([write.subject], revision - 1) or ())
         return any(holds_something(record, fabric.log.now()) for record in before)
 
     async def update(
@@ -444,7 +445,7 @@ class Writes(Base):
 
 async def _last(fabric: Fabric, scope: Scope, key: str) -> Record | None:
     (record,) = await fabric.log.last([fabric.subjects.memory(scope, key)])
-    return record
+    return await known(fabric, record)
 
 
 def _is(record: Record | None, event_id: str | None) -> bool:

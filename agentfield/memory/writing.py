@@ -1,9 +1,10 @@
 """Writing: from a value to a stored event, alone or together with others.
 
-Owns: the order of the steps of every write. Everything is validated and encoded first; then a value too large for an
-event is stored as an object; then timers are set, so that whatever will have to end is known to end; then the event is
-appended. A crash in between leaves an object that is collected and a timer that fires for nothing, never half a value,
-nor one that outlives its time. For the same reason a write never moves the timer of another one.
+Owns: the order of the steps of every write. Everything is validated and encoded first; then what is personal is
+encrypted; then a value too large for an event is stored as an object; then timers are set, so that whatever will have
+to end is known to end; then the event is appended. A crash in between leaves an object that is collected and a timer
+that fires for nothing, never half a value, nor one that outlives its time. For the same reason a write never moves the
+timer of another one.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from agentfield.errors import AgentFieldError, ConflictError, InvalidInputError,
 from agentfield.event import Operation, Reason, Writer
 from agentfield.fabric.batch import BatchItem, Expectation, append_batch, check_count
 from agentfield.fabric.fabric import Fabric
+from agentfield.fabric.jetstream import backoff
 from agentfield.fabric.log import Conflict
 from agentfield.key import key_tokens
+from agentfield.memory.encrypting import are_condemned, encrypted, vault_for
 from agentfield.memory.lifetime import Lifetimes
 from agentfield.memory.placing import Placed, give_up, is_large, place, was_condemned
 from agentfield.naming import shown
@@ -44,6 +47,8 @@ KEYS_A_TIMER = 500
 _BYTES_A_TIMER = 64 * 1024
 """Bytes that the keys' names in one timer may take: a worker holds hundreds of timers at once."""
 _MANY = "key.many."
+_UNDECIDED_TRIES = 10
+"""How often an encrypted write is tried that meets another one's check of the same key, not yet decided."""
 _PLACINGS = 3
 """Times that large values are stored for one write: again only if that took longer than orphans are left alone."""
 
@@ -120,7 +125,7 @@ async def store(
 
     ``repeated``: an earlier call with the same event id had an open outcome; if that one stored it, so be it.
     """
-    if write.large:
+    if write.large or vault_for(fabric, write) is not None:
         expectations = [] if expected is None else [Expectation(write.subject, expected)]
         try:
             return await store_together(fabric, lifetimes, [write], expectations, repeated=repeated)
@@ -150,6 +155,55 @@ async def store_together(
     :class:`~agentfield.fabric.log.Conflict` without saying which; nothing is stored then.
     """
     check_count(_messages(writes, expectations))
+    if any(vault_for(fabric, write) is not None for write in writes):
+        return await _store_encrypted(fabric, lifetimes, writes, expectations, repeated=repeated)
+    return await _store_all(fabric, lifetimes, writes, expectations, repeated=repeated)
+
+
+async def _store_encrypted(
+    fabric: Fabric,
+    lifetimes: Lifetimes,
+    writes: Sequence[Write],
+    expectations: Sequence[Expectation],
+    *,
+    repeated: bool,
+) -> int:
+    """Append all writes or none, what is personal encrypted with keys that are not being destroyed by then."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + fabric.log.timeout
+    attempt = 0
+    while True:
+        sealed, guards = await encrypted(fabric, writes)
+        checks = [*expectations, *guards]
+        check_count(_messages(sealed, checks))
+        try:
+            return await _store_all(fabric, lifetimes, sealed, checks, repeated=repeated)
+        except Conflict as conflict:
+            if await are_condemned(fabric, guards):
+                fabric.keys.forget()  # once they are destroyed, new ones take their places
+                if loop.time() > deadline:
+                    raise UnavailableError(
+                        f"{writes[0].key!r} is personal, and an erasure is destroying its key, but does not come to "
+                        "its end: nothing was written; run `agentfield erase` again to finish it"
+                    ) from None
+            elif expectations and (conflict.actual is not None or attempt >= _UNDECIDED_TRIES):
+                raise
+            elif loop.time() > deadline:
+                raise UnavailableError(
+                    f"{writes[0].key!r} met undecided writes of the same scope for too long; nothing was written"
+                ) from None
+        await asyncio.sleep(backoff(attempt))
+        attempt += 1
+
+
+async def _store_all(
+    fabric: Fabric,
+    lifetimes: Lifetimes,
+    writes: Sequence[Write],
+    expectations: Sequence[Expectation],
+    *,
+    repeated: bool,
+) -> int:
     if any(write.large for write in writes):
         return await _store_large(fabric, lifetimes, writes, expectations, repeated=repeated)
     items = assemble(fabric, writes, expectations)

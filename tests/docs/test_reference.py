@@ -11,11 +11,11 @@ import agentfield
 from agentfield import errors
 from agentfield.agent import agent, notes, presence, reasoner
 from agentfield.cli.root import COMMANDS
-from agentfield.fabric import batch, call_protocol, consumer, consuming, jetstream, service
+from agentfield.fabric import batch, call_protocol, consumer, consuming, jetstream, keys, service
 from agentfield.fabric.topology import DUPLICATE_WINDOW, NOTES_KEPT, Topology
 from agentfield.key import MAX_KEY_BYTES, MAX_TOKENS
 from agentfield.local.config import CLIENT_PORT
-from agentfield.memory import revert
+from agentfield.memory import erasing, revert
 from agentfield.pattern import MAX_FILTERS
 from agentfield.reference import LARGE, LARGEST
 from agentfield.scope import MAX_SCOPE_ID_BYTES, RESOLUTION
@@ -122,8 +122,14 @@ def test_the_numbers_in_the_guarantees_are_those_of_the_code() -> None:
         f"for up to {presence.GRACE:.0f} seconds",
         f"Up to {notes.CAPACITY:,} wait",
         f"kept for {NOTES_KEPT.days} days",
+        f"at the latest within {keys.INTERVAL:.0f} seconds",
+        f"at the latest within {keys.KEY_LIFETIME + keys.INTERVAL:.0f} seconds",
     ):
         assert fact in text, fact
+    text = prose(DOCS / "privacy.md")
+    assert f"forgets it within {keys.KEY_LIFETIME + keys.INTERVAL:.0f} seconds" in text
+    assert f"once in {keys.KEY_LIFETIME:.0f} seconds" in text
+    assert f"as far as {erasing.MAX_RANGES} ranges go" in text
 
 
 @pytest.mark.parametrize("document", [README, DOCS / "configuration.md"], ids=lambda document: document.name)

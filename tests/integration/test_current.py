@@ -3,13 +3,13 @@
 import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from typing import Any, Literal
 
 import pytest
 
-from agentfield import Agent, Event, Memory
+from agentfield import Agent, CaughtUp, Event, Memory
 from agentfield.testing import settled
 from tests.support import NatsServer, eventually
 from tests.support.lengths import length
@@ -201,3 +201,43 @@ async def test_under_full_load_every_key_begins_with_its_present_value_and_misse
                 assert values[0] >= before[key], f"round {round}: {key} began with what it was before"
                 assert values == list(range(values[0], values[0] + len(values))), f"round {round}: {key}"
                 assert [event.previous_data for event in events] == [value - 1 or None for value in values]
+
+
+@pytest.mark.parametrize("delivery", ["agent", "instance"])
+async def test_an_erased_value_is_no_present_value_even_before_its_delete(
+    agent: Agent, memory: Memory, delivery: Delivery
+) -> None:
+    heard: list[Event] = []
+
+    @agent.memory.on_change("k_*", scope="session", start="current", delivery=delivery)
+    async def react(event: Event) -> None:
+        heard.append(event)
+
+    await memory.set_personal(["session"])
+    erased, readable = memory.session("user-1"), memory.session("user-2")
+    await readable.set("k_a", 1)
+    await erased.set("k_a", 2)
+    fabric = await memory._fabric()
+    for stored in await fabric.keys.stored(["session.user-1"]):
+        await fabric.keys.destroy(stored)
+    await fabric.keys.announce()
+    async with agent:
+        await settled(agent)
+        await erased.set("k_a", 3)
+        await readable.set("k_a", 4)
+        await settled(agent)
+    assert shape(heard) == [("k_a", 1, None), ("k_a", 3, None), ("k_a", 4, 1)]
+    assert not any(event.erased for event in heard)
+    seen: list[Event | CaughtUp] = []
+    async with aclosing(memory.watch("k_*", scope="session", start="current")) as watched:
+        async for item in watched:
+            if isinstance(item, CaughtUp):
+                break
+            seen.append(item)
+    assert [item.data for item in seen if isinstance(item, Event)] == [3, 4]
+    for stored in await fabric.keys.stored(["session.user-1"]):
+        await fabric.keys.destroy(stored)
+    async with aclosing(memory.watch("k_*", scope="session", start="current")) as watched:
+        first = await anext(watched)
+    assert isinstance(first, Event)
+    assert (first.data, first.previous_data) == (4, 1)

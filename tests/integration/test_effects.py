@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from agentfield import Agent, ConflictError, Event, InvalidInputError, Memory, connect
+from agentfield.codec import encrypted_by, is_delete
 from agentfield.effects import Effects
 from agentfield.execution import Execution, current
 from agentfield.fabric.fabric import Fabric
@@ -71,6 +72,38 @@ async def test_what_is_written_when_the_event_comes_again_is_not_stored_and_retu
             outcomes.append(await OPERATIONS[operation](memory))
     assert outcomes == [outcomes[0]] * 3
     assert len(await events(memory)) == 1 + (2 if "set_many" in operation and "one" not in operation else 1)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+async def test_what_is_encrypted_anew_each_time_is_recognised_by_what_it_says(
+    memory: Memory, namespace: str, operation: str
+) -> None:
+    """No two envelopes of a value are alike; the id of the write does not come from the envelope."""
+    await memory.set_personal(patterns=["*"])
+    await memory.set("here", 0)
+    outcomes = []
+    for _ in range(3):
+        with handling(namespace):
+            outcomes.append(await OPERATIONS[operation](memory))
+    assert outcomes == [outcomes[0]] * 3
+    (_, *written) = await events(memory)
+    assert len(written) == (2 if "set_many" in operation and "one" not in operation else 1)
+    fabric = await memory._fabric()
+    filters = [f"{fabric.subjects.namespace}.memory.>"]
+    records = [record async for record in fabric.log.read(filters) if not is_delete(record)]
+    assert all(encrypted_by(record) for record in records)
+
+
+async def test_a_transaction_of_personal_values_is_recognised_when_its_event_comes_again(
+    memory: Memory, namespace: str
+) -> None:
+    await memory.set_personal(patterns=["*"])
+    for _ in range(2):
+        with handling(namespace):
+            async with memory.transaction() as tx:
+                tx.set("x", 1)
+                tx.set("y", 2)
+    assert [event.key for event in await events(memory)] == ["x", "y"]
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)

@@ -129,6 +129,8 @@ async def test_with_the_server_away_nothing_is_stored_and_that_is_what_is_said(
 ) -> None:
     fabric = await open_fabric(fresh_server, timeout=1.0)
     await fresh_server.kill()
+    # Until this end has seen the connection close, a write is still sent, and then its outcome is truly open.
+    await eventually(lambda: fabric.connection.state == "reconnecting", what="the loss of the server is noticed")
     started = asyncio.get_running_loop().time()
     with pytest.raises(UnavailableError, match="away"):
         await write(fabric, "key")

@@ -13,8 +13,10 @@ import pytest
 from agentfield import Event, InvalidInputError, Memory, NotFoundError, ProjectionError, Scope, connect
 from agentfield.fabric.fabric import Fabric
 from projections import Projection, Runner, Source, open_store
+from projections.metrics import Metrics
 from projections.projection import Selection
 from projections.stores import Directory
+from projections.timeline import Timeline
 from projections.view import Head
 from tests.support import NatsServer, eventually
 from tests.support.projecting import Chain, chains_in, checkpoint_in, folded, rows
@@ -415,3 +417,61 @@ def test_what_cannot_run_is_refused_before_anything_is_opened(attributes: dict[s
     wrong: type[Projection] = type("Wrong", (Chain,), attributes)
     with pytest.raises(InvalidInputError, match=said):
         Runner(None, wrong(), None)  # type: ignore[arg-type]
+
+
+class Values(Projection):
+    """Every event as a handler would get it."""
+
+    name = "values"
+    previous = True
+
+    def prepare(self, view: Any) -> None:
+        view.execute("CREATE TABLE found (revision INTEGER, key TEXT, data TEXT, before TEXT, erased INTEGER)")
+
+    def apply(self, event: Event, view: Any) -> None:
+        data, before = (None if value is None else str(value) for value in (event.data, event.previous_data))
+        view.execute(
+            "INSERT INTO found VALUES (?, ?, ?, ?, ?)", (event.revision, event.key, data, before, event.erased)
+        )
+
+
+@pytest.fixture
+async def personal(memory: Memory) -> Memory:
+    """Return the memory of one user's session, in a namespace where sessions are personal."""
+    await memory.set_personal(["session"])
+    user = memory.session("user-1")
+    await user.set("email", "ada@example.org")
+    await user.set("email", "x" * 300_000)
+    return user
+
+
+async def test_events_of_personal_values_come_decrypted_and_erased_ones_come_as_such(
+    memory: Memory, personal: Memory, source: Source, store: Directory
+) -> None:
+    runner = Runner(source, Values(), store)
+    await runner.catch_up()
+    found = "SELECT data, before, erased FROM found WHERE key = 'email' ORDER BY revision"
+    path = store.root / "values.sqlite"
+    assert rows(path, found) == [("ada@example.org", None, 0), ("x" * 300_000, "ada@example.org", 0)]
+    await memory.erase(scope="session", scope_id="user-1")
+    await personal.set("email", "new")
+    await runner.rebuild()
+    assert rows(path, found) == [(None, None, 1), (None, None, 1), (None, None, 0), ("new", None, 0)]
+    assert (await runner.verify()).equal
+
+
+async def test_a_rebuilt_timeline_and_metrics_hold_nothing_that_was_erased(
+    memory: Memory, personal: Memory, source: Source, store: Directory
+) -> None:
+    for projection in (Timeline(), Metrics()):
+        await Runner(source, projection, store).catch_up()
+    await memory.erase(scope="session", scope_id="user-1")
+    for projection in (Timeline(), Metrics()):
+        await Runner(source, projection, store).rebuild()
+    lines = rows(store.root / "timeline.sqlite", "SELECT size, value FROM events WHERE key = 'email'")
+    assert lines == [(0, None)] * 3
+    assert rows(store.root / "timeline.sqlite", "SELECT count(*) FROM words WHERE words MATCH 'ada'") == [(0,)]
+    assert rows(store.root / "metrics.sqlite", "SELECT writes, bytes, size FROM keys WHERE key = 'email'") == [
+        (3, 0, None)
+    ]
+    assert all(b"ada@example" not in path.read_bytes() for path in store.root.rglob("*") if path.is_file())

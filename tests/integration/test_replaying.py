@@ -358,3 +358,30 @@ async def test_replays_survive_the_death_of_the_process_that_works_on_them(
     assert replayed() == revisions
     handled = {line["revision"]: (line["data"], line["previous"]) for line in recorded(again)}
     assert handled == {line["revision"]: (line["data"], line["previous"]) for line in recorded(out)}
+
+
+async def test_an_event_whose_value_was_erased_since_is_replayed_as_erased(
+    memory: Memory, fabric: Fabric, new_agent: NewAgent
+) -> None:
+    await memory.set_personal(["session"])
+    user = memory.session("user-1")
+    await user.set("k_poison", "before")
+
+    async def fails(event: Event) -> None:
+        if event.data == "secret":
+            raise ValueError("not today")
+
+    async with new_agent(fails, scope="session"):
+        await user.set("k_poison", "secret")
+        letter = await one_letter(fabric)
+    await memory.erase(scope="session", scope_id="user-1")
+    heard = Heard()
+    async with new_agent(heard, scope="session"):
+        await replay(fabric, letter)
+
+        async def gone() -> bool:
+            return not await letters(fabric)
+
+        await eventually(gone)
+    (again,) = [event for event in heard.events if event.revision == letter.revision]
+    assert (again.data, again.previous_data, again.erased) == (None, None, True)

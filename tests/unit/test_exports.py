@@ -23,6 +23,8 @@ PUBLIC = [
     "DecodeError",
     "Diff",
     "Entry",
+    "Erasure",
+    "ErasureReceipt",
     "Event",
     "HistoryTruncatedError",
     "IncompatibleServerError",
@@ -34,6 +36,7 @@ PUBLIC = [
     "NotFoundError",
     "OutcomeUnknownError",
     "Past",
+    "PrivacyPolicy",
     "ProjectionError",
     "RemoteError",
     "ResyncRequired",
@@ -49,7 +52,7 @@ PUBLIC = [
 PUBLIC_OF_PROJECTIONS = ["Buckets", "Head", "Projection", "Runner", "Source", "Store", "View", "open_store"]
 
 # `import agentfield` must not cost what a program may not use.
-LOADED_WHEN_USED = ["asyncio", "click", "litellm", "nats", "orjson", "pydantic", "rich"]
+LOADED_WHEN_USED = ["asyncio", "click", "cryptography", "litellm", "nats", "orjson", "pydantic", "rich"]
 
 
 def public_members(owner: type) -> list[tuple[str, object]]:

@@ -22,7 +22,7 @@ LAYERS = (
     words("settings naming"),
     words("scope key pattern subject"),
     words("effects execution"),
-    words("value reference schema event codec"),
+    words("value reference schema privacy envelope event codec"),
     words("fabric"),
     words("local"),
     words("memory"),
@@ -35,7 +35,8 @@ LAYER_OF = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 
 # Rules that are the same on every machine and at every time: they do no I/O and know no clock.
 PURE = words(
-    "errors version server_version naming scope key pattern subject effects value reference schema event codec"
+    "errors version server_version naming scope key pattern subject effects value reference schema privacy "
+    "envelope event codec"
 )
 IMPURE = words("asyncio concurrent http multiprocessing nats os pathlib select signal socket subprocess threading time")
 

@@ -261,6 +261,24 @@ async def test_cloud_events_say_what_happened(sealed: Fabric, tmp_path: Path, na
     assert all(name.islower() and name.isalnum() for event in events for name in event)
 
 
+async def test_what_was_erased_is_exported_as_erased_and_still_verified(
+    sealed: Fabric, memory: Memory, tmp_path: Path
+) -> None:
+    await memory.set_personal(["session"])
+    await memory.session("user-1").set("email", "ada@example.org")
+    await memory.erase(scope="session", scope_id="user-1")
+    async with aclosing(Sealer(sealed, SIGNER, every=100).seal_all()) as seals:
+        async for _ in seals:
+            pass
+    cloud, lines = tmp_path / "cloud", tmp_path / "lines"
+    await export(sealed, cloud, "cloudevents", WHOLE)
+    events = [json.loads(line) for line in cloud.read_text().splitlines()]
+    (erased,) = (event for event in events if event.get("erased"))
+    assert (erased["subject"], "data" in erased) == ("email", False)
+    await export(sealed, lines, "jsonl", WHOLE)
+    assert (await verdict(lines)).intact
+
+
 async def test_an_export_that_fails_leaves_what_was_there(sealed: Fabric, tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.write_text("before")

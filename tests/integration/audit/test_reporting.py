@@ -183,3 +183,22 @@ async def test_what_is_too_much_for_a_page_is_cut_and_said_to_be(fabric: Fabric,
     assert "lines" in found.rows[0].cut
     assert "the first of more" in page(found)
     assert len(page(found)) < 100_000
+
+
+async def test_a_report_says_what_was_erased(fabric: Fabric, memory: Memory) -> None:
+    await memory.set_personal(["session"])
+    user = memory.session("user-1")
+    await user.set("email", "ada@example.org")
+    assert "ada@example.org" in page(await report(fabric, "email"))
+    await memory.erase(scope="session", scope_id="user-1")
+    await user.set("email", "new")
+    found = await report(fabric, "email")
+    assert [(row.operation, row.erased, bool(row.change)) for row in found.rows] == [
+        ("set", True, False),
+        ("cleared", False, False),
+        ("set", False, True),
+    ]
+    html = page(found)
+    assert "has been erased" in Page(html).text
+    assert Page(html).text.count("no value, neither before nor after") == 1
+    assert "agentfield_encrypted" not in html

@@ -1,0 +1,367 @@
+"""Keys: what personal values are encrypted with, and the policy that says which values are personal.
+
+Owns: the bucket that holds both, apart from the log, and what this process remembers of it. Must not know: values.
+Invariants: a vault has at most one key at any time, the same for everybody; only the leader's word makes a key count as
+destroyed; no key is remembered for longer than :data:`KEY_LIFETIME` without being looked up again, and none survives
+the announcement of an erasure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from base64 import b64decode, b64encode
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+from weakref import WeakValueDictionary
+
+import orjson
+
+from agentfield.codec import EVENT_ID, Record
+from agentfield.envelope import KEY_BYTES, DataKey
+from agentfield.errors import AgentFieldError, ConflictError, InvalidInputError, UnavailableError
+from agentfield.execution import new_id
+from agentfield.fabric import records
+from agentfield.fabric.connection import Connection, ConnectionState, Message, Subscription
+from agentfield.fabric.faults import NO_MESSAGE, Fault, NoAnswerFault, NoRespondersFault, ServerFault, Verdict, error_of
+from agentfield.fabric.jetstream import ATTEMPT, PATIENCE, api, backoff
+from agentfield.fabric.journals import renew_journals
+from agentfield.fabric.topology import Topology
+from agentfield.privacy import Per, PrivacyPolicy, Vault
+from agentfield.subject import Subjects
+
+logger = logging.getLogger("agentfield.keys")
+
+KEY_LIFETIME: Final = 20.0
+"""Seconds after which a key that this process remembers is looked up again when it is needed."""
+INTERVAL: Final = 10.0
+"""Seconds between looks at the policy, should its announcement have been lost; old keys are forgotten as often."""
+_MAX_KEYS = 10_000
+_VERSION = 1
+
+
+class StoredKey(NamedTuple):
+    """A data key as the bucket holds it."""
+
+    tokens: str
+    """Its vault, as part of a subject."""
+    sequence: int
+    key: DataKey
+
+    @property
+    def per(self) -> Per:
+        """Whether it is for everything in a scope, or for one key."""
+        return "scope" if self.tokens.count(".") == 1 else "key"
+
+
+class _Remembered(NamedTuple):
+    key: DataKey | None
+    until: float
+
+
+class Keys:
+    """The keys and the policy of one namespace. ``start`` it once; the fabric closes it."""
+
+    def __init__(self, connection: Connection, topology: Topology, *, timeout: float = PATIENCE) -> None:
+        self._connection = connection
+        self._stream = topology.keys.name
+        self._prefix = f"$KV.{topology.keys_bucket}."
+        self._subjects = Subjects(topology.namespace)
+        self._news = f"{topology.namespace}.privacy"
+        self._timeout = timeout
+        self._remembered: OrderedDict[str, _Remembered] = OrderedDict()
+        self._looking: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._epoch = 0
+        self._changed = asyncio.Event()
+        self._learning = asyncio.Lock()
+        self._follower: asyncio.Task[None] | None = None
+        self._subscription: Subscription | None = None
+        self._generation = 0
+        self.policy = PrivacyPolicy()
+        """What is personal, as far as this process knows: new within a moment of a change, at the latest within
+        :data:`INTERVAL` seconds."""
+
+    async def start(self) -> None:
+        """Learn the policy, and begin to follow it. Raises :class:`UnavailableError` and its kin; nothing runs then."""
+        await self._listen()  # first, so that no change comes between the two
+        await self._learn()
+        self._follower = asyncio.create_task(self._follow(), name="agentfield privacy")
+
+    async def aclose(self) -> None:
+        """Stop following and forget every key. Idempotent."""
+        follower, self._follower = self._follower, None
+        if follower is not None:
+            follower.cancel()
+            await asyncio.gather(follower, return_exceptions=True)
+        subscription, self._subscription = self._subscription, None
+        if subscription is not None:
+            await subscription.unsubscribe()
+        self.forget()
+
+    # -- the policy ---------------------------------------------------------------------------------------------------
+
+    async def present_policy(self) -> PrivacyPolicy:
+        """The policy by the leader's word; from now on this process's, too."""
+        await self._learn()
+        return self.policy
+
+    async def set_policy(self, policy: PrivacyPolicy) -> None:
+        """Make this the policy of the namespace, for every process. What is stored already stays as it is.
+
+        Raises :class:`ConflictError` if somebody else sets it at the same time, :class:`UnavailableError`.
+        """
+        await self._learn()
+        number = self._generation + 1
+        content = orjson.dumps(policy.fields())
+        stored = await self._create(f"policy.{number}", content)
+        if stored.payload != content:
+            raise ConflictError(
+                "policy",
+                expected=number - 1,
+                actual=number,
+                message="somebody else set the policy on personal data at the same time: look at it and decide anew",
+            )
+        await self._learn()
+        await self.announce()
+
+    async def announce(self) -> None:
+        """Have every process look at the policy and forget every key, now. Who does not hear it does so on its own."""
+        self.forget()
+        await self._connection.publish(self._news, b"{}")
+        await self._connection.flush()
+
+    async def _learn(self) -> None:
+        """Take over the policy as it is; one look at a time, so that an older answer never comes after a newer one."""
+        async with self._learning:
+            record = await self._leader_get({"last_by_subj": f"{self._prefix}policy.*"}, "reading the policy")
+            if record is None:
+                self._generation, self.policy = 0, PrivacyPolicy()
+                return
+            number = record.subject.rpartition(".")[2]
+            if not (number.isascii() and number.isdigit()):
+                raise InvalidInputError(
+                    f"the bucket of keys holds {record.subject!r}, which agentfield did not write: delete that entry"
+                )
+            if int(number) != self._generation:
+                self.policy = PrivacyPolicy.load(_json(record))
+                self._generation = int(number)
+                logger.info("personal in this namespace: %s", self.policy)
+
+    async def _listen(self) -> None:
+        """Hear the news, if we may."""
+        if self._subscription is not None:
+            return
+
+        async def news(_: Message) -> None:
+            self.forget()
+            self._changed.set()
+
+        try:
+            self._subscription = await self._connection.subscribe(self._news, news)
+        except AgentFieldError as error:
+            logger.debug("not told of changes to what is personal: %s", error)
+
+    async def _follow(self) -> None:
+        """Keep the policy current and forget what is old, until cancelled."""
+
+        def reconnected(state: ConnectionState) -> None:
+            if state == "connected":
+                self._changed.set()
+
+        forget_listener = self._connection.on_state(reconnected)
+        try:
+            while True:
+                try:
+                    async with asyncio.timeout(INTERVAL):
+                        await self._changed.wait()
+                except TimeoutError:
+                    pass
+                self._changed.clear()
+                self._forget_old()
+                await self._listen()
+                try:
+                    await self._learn()
+                except InvalidInputError as error:  # what is written from here may not be encrypted as it should
+                    logger.warning("still going by the policy on personal data from before: %s", error)
+                except AgentFieldError as error:
+                    logger.debug("%s", error)
+        finally:
+            forget_listener()
+
+    # -- data keys ----------------------------------------------------------------------------------------------------
+
+    async def find(self, vault: Vault, fingerprint: str) -> DataKey | None:
+        """The key of that name, if it is still there; None if it was destroyed. Asks the server once a vault.
+
+        Raises :class:`UnavailableError` and its kin: whether it is still there is not known then.
+        """
+        tokens = vault.tokens(self._subjects)
+        for name in (tokens, fingerprint):  # what is destroyed is remembered under its own name
+            known = self._recall(name)
+            if known is not None and (known.key is None or known.key.fingerprint == fingerprint):
+                return known.key
+        async with self._lock(tokens):
+            known = self._recall(tokens)
+            if known is not None and known.key is not None and known.key.fingerprint == fingerprint:
+                return known.key
+            key = await self._look(tokens)
+            if key is not None and key.fingerprint == fingerprint:
+                return key
+            self._remember(fingerprint, None)
+            return None
+
+    async def current(self, vault: Vault) -> DataKey:
+        """The key that what is written to a vault now is encrypted with; made if there is none.
+
+        Of processes that make it at once, the first one's is everybody's. Raises :class:`UnavailableError` and its kin.
+        """
+        tokens = vault.tokens(self._subjects)
+        known = self._recall(tokens)
+        if known is not None and known.key is not None:
+            return known.key
+        async with self._lock(tokens):
+            known = self._recall(tokens)
+            if known is not None and known.key is not None:
+                return known.key
+            key = await self._look(tokens)
+            if key is None:
+                epoch = self._epoch
+                fields = {"v": _VERSION, "key": b64encode(os.urandom(KEY_BYTES)).decode()}
+                key = _key_of(await self._create(f"data.{tokens}", orjson.dumps(fields)))
+                self._remember(tokens, key, epoch)
+            return key
+
+    def forget(self) -> None:
+        """Remember no key any more."""
+        self._epoch += 1
+        self._remembered.clear()
+
+    async def stored(self, tails: Sequence[str]) -> list[StoredKey]:
+        """The keys whose vaults match one of these filters (as :meth:`Vault.tokens` are written), by the leader's word.
+
+        A list of what there is at the call. Raises :class:`UnavailableError` and its kin.
+        """
+        found = []
+        for tail in tails:
+            subject, start = f"{self._prefix}data.{tail}", 1
+            while True:
+                record = await self._leader_get({"next_by_subj": subject, "seq": start}, "reading keys")
+                if record is None:
+                    break
+                tokens = record.subject.removeprefix(f"{self._prefix}data.")
+                found.append(StoredKey(tokens, record.sequence, _key_of(record)))
+                start = record.sequence + 1
+        return found
+
+    async def destroy(self, stored: StoredKey) -> None:
+        """Destroy a key: the server overwrites it on its disk. On return the leader has none of that name any more.
+
+        Raises :class:`UnavailableError` and its kin: it may be there or gone; destroying again is safe.
+        """
+        body = {"seq": stored.sequence, "no_erase": False}  # without erasing, the bytes would stay in the file
+        refusal: Fault | None = None
+        try:
+            await api(self._connection, f"STREAM.MSG.DELETE.{self._stream}", body, patience=self._timeout)
+        except Fault as fault:
+            refusal = fault  # an earlier try may have gone through: what counts is whether it is still there
+        self.forget()
+        left = await self._look(stored.tokens)
+        if left is not None and left.fingerprint == stored.key.fingerprint:
+            if refusal is not None:
+                raise error_of(refusal, f"destroying key {left.fingerprint}") from None
+            raise UnavailableError(f"the server says that it has destroyed key {left.fingerprint}, and still has it")
+
+    async def renew_journals(self) -> bool:
+        """See that no replica's journal holds what was destroyed; see :mod:`agentfield.fabric.journals`."""
+        return await renew_journals(self._connection, self._stream)
+
+    def _recall(self, name: str) -> _Remembered | None:
+        known = self._remembered.get(name)
+        return known if known is not None and known.until > asyncio.get_running_loop().time() else None
+
+    def _remember(self, name: str, key: DataKey | None, epoch: int | None = None) -> None:
+        if epoch is not None and epoch != self._epoch:
+            return  # an erasure was announced meanwhile: this key may be one of those
+        self._remembered[name] = _Remembered(key, asyncio.get_running_loop().time() + KEY_LIFETIME)
+        self._remembered.move_to_end(name)
+        if len(self._remembered) > _MAX_KEYS:
+            self._remembered.popitem(last=False)
+
+    def _forget_old(self) -> None:
+        now = asyncio.get_running_loop().time()
+        for name in [name for name, known in self._remembered.items() if known.until <= now]:
+            del self._remembered[name]
+
+    def _lock(self, tokens: str) -> asyncio.Lock:
+        """Held by whoever asks the server about a vault, so that others need not."""
+        return self._looking.setdefault(tokens, asyncio.Lock())
+
+    async def _look(self, tokens: str) -> DataKey | None:
+        epoch = self._epoch
+        record = await self._leader_get({"last_by_subj": f"{self._prefix}data.{tokens}"}, "reading a key")
+        if record is None:
+            return None
+        key = _key_of(record)
+        self._remember(tokens, key, epoch)
+        return key
+
+    # -- the bucket ---------------------------------------------------------------------------------------------------
+
+    async def _create(self, tail: str, content: bytes) -> Record:
+        """Store something under a name that has nothing; return what is there then, this or what came before it.
+
+        Raises :class:`UnavailableError`: it may be stored nevertheless, and who looks next will find it.
+        """
+        subject = f"{self._prefix}{tail}"
+        headers = {EVENT_ID: new_id(), "Nats-Expected-Last-Subject-Sequence": "0"}
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._timeout
+        attempt = 0
+        while True:
+            fault: Fault | UnavailableError
+            try:
+                limit = min(ATTEMPT, max(0.001, deadline - loop.time()))
+                answer = await self._connection.request(subject, content, headers, timeout=limit)
+                error = orjson.loads(answer.payload).get("error")
+                fault = ServerFault.of(error) if error else NoAnswerFault("it was stored, and is gone again")
+            except (NoAnswerFault, NoRespondersFault, UnavailableError) as caught:
+                fault = caught
+            # Whatever the answer was, or whether it came: what is there now is what everybody has.
+            record = await self._leader_get({"last_by_subj": subject}, "storing a key")
+            if record is not None:
+                return record
+            if isinstance(fault, ServerFault) and fault.verdict not in (Verdict.CONFLICT, Verdict.RETRY):
+                raise error_of(fault, "storing a key of personal data")
+            pause = backoff(attempt)
+            attempt += 1
+            if loop.time() + pause >= deadline:
+                raise error_of(fault, "storing a key")
+            await asyncio.sleep(pause)
+
+    async def _leader_get(self, body: dict[str, Any], doing: str) -> Record | None:
+        try:
+            answer = await api(self._connection, f"STREAM.MSG.GET.{self._stream}", body, patience=self._timeout)
+        except Fault as fault:
+            if isinstance(fault, ServerFault) and fault.err_code == NO_MESSAGE:
+                return None
+            raise error_of(fault, f"{doing} of personal data") from None
+        return records.of_leader(answer["message"])
+
+
+def _key_of(record: Record) -> DataKey:
+    fields = _json(record)
+    try:
+        return DataKey.of(b64decode(fields["key"], validate=True))
+    except (KeyError, TypeError, ValueError):
+        raise UnavailableError(
+            f"what the bucket of keys holds under {record.subject!r} is no key of agentfield's: somebody else wrote it"
+        ) from None
+
+
+def _json(record: Record) -> Any:
+    try:
+        return orjson.loads(record.payload)
+    except orjson.JSONDecodeError:
+        return None
