@@ -16,7 +16,7 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 SOAK_ARGS ?=
 # Files of tests run side by side: most of a test's time is waiting for a server, a timer or a process.
-WORKERS ?= 2
+WORKERS ?= 3
 
 # The first interpreter that is new enough and can make environments; `PYTHON=…` overrides the search, not the check.
 PYTHON ?=
