@@ -66,11 +66,11 @@ class LookingBack(Base):
         """Make a key, or the keys of a scope that match a pattern, what they were at a point, by new events.
 
         What had a value then and has another or none now is set to it, what had none and has one now is deleted, and
-        what is the same already is not written, nor is a key whose value of then has been erased. A value comes back with the time its ``ttl`` had left; one that would
-        have run out by now does not. A key's scope is that of a write; for a pattern, it must be named (or be that of a
-        view). Up to 1,000 events (and 16 MiB of values) are stored all or none, more in several such batches. Each
-        event is stored only if its key has not been written since it was looked at; otherwise its batch is decided
-        anew, up to 10 times.
+        what is the same already is not written, nor is a key whose value of then has been erased. A value comes back
+        with the time its ``ttl`` had left; one that would have run out by now does not. A key's scope is that of a
+        write; for a pattern, it must be named (or be that of a view). Up to 1,000 events (and 16 MiB of values) are
+        stored all or none, more in several such batches. Each event is stored only if its key has not been written
+        since it was looked at; otherwise its batch is decided anew, up to 10 times.
 
         Returns what has changed; with ``dry_run``, what would, and nothing is written. Raises as ``as_of``, and
         :class:`ConflictError` if the keys are written to without pause: then batches before stay reverted.
