@@ -107,3 +107,11 @@ def test_a_pattern_is_erased_in_the_scope_that_is_named_or_everywhere(private: C
 def test_an_erasure_that_cannot_be_meant_is_wrong_usage(cli: Cli, args: list[str], said: str) -> None:
     done = cli("erase", *args)
     assert (done.code, said in done.err) == (2, True), done
+
+
+def test_what_is_erased_is_shown_as_erased_wherever_it_was_a_value(private: Cli) -> None:
+    private("set", "email", SECRET, "--session", "u")
+    assert private("erase", "session", "u", "--yes").code == 0
+    assert "has been erased" in private("why", "email", "--revision", "1").out
+    assert "r1 session:u email erased" in private("timeline", "--key", "email").out
+    assert private("as-of", "1").lines == []
