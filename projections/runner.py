@@ -83,7 +83,7 @@ class Runner:
     async def catch_up(self) -> int:
         """Bring the view to where the log is now, and return that sequence. Raises as :meth:`run`, outages included.
 
-        A view that is paused is left where it is.
+        A view that is paused is left where it is, and where that is, is returned.
         """
         target = await self.source.last()
         while True:
@@ -102,12 +102,14 @@ class Runner:
         """Make the view anew beside the live one, then put it in its place; return where it stands.
 
         The live view stays as it is, and current where somebody runs it, until the new one has come as far. What was
-        begun and broken off is continued. Raises as :meth:`catch_up`; then the live view is untouched.
+        begun and broken off is continued. A view that is paused stays paused. Raises as :meth:`catch_up`; then the live
+        view is untouched.
         """
         live = await self.store.live(self.name)
         if live is None:
             return await self.catch_up()
         try:
+            paused = (await live.head()).paused
             async with self._building() as view:
                 head = await view.head()
                 folder, generation = Folder(self.projection, view, head.checkpoint), head.generation
@@ -120,6 +122,8 @@ class Runner:
                 async with live.frozen(alone=True) as moment:
                     if moment.head.log == await self.source.log_id():
                         await self._fold(folder, moment.head.checkpoint)
+                    if paused:
+                        await view.pause(True)
                     await self.store.switch(self.name, generation)
             logger.info("projection %s: rebuilt up to %d", self.name, folder.checkpoint)
             return folder.checkpoint

@@ -166,6 +166,8 @@ def verify_command(
     trusted = [check_public_key(key) for key in keys]
     if live_seals and path is None:
         raise click.UsageError("--live-seals means nothing without --export", click.get_current_context())
+    if isinstance(start, int) and isinstance(stop, int) and start > stop:
+        raise click.UsageError(f"--from {start} lies after --to {stop}", click.get_current_context())
     checked, stream, now = wait(_check(invocation, start, stop, path, live_seals, trusted, witness_file))
     show(checked.verdict, invocation.output, what="log" if path is None else "export", now=now)
     fault = failure(checked.verdict)
@@ -199,6 +201,9 @@ async def _check(
         witness = None if witness_file is None else read_witness(witness_file, stream)
         first, end = await _range(fabric, start, stop)
         begin = first or 1
+        last = int((await fabric.log.state())["last_seq"])
+        if begin > (last if end is None else min(last, end)):
+            raise InvalidInputError(f"there is nothing to verify from revision {begin} on: the log ends at {last}")
         if path is not None:
             checked = await check_export(path, by=fabric, trusted=trusted, witness=witness, start=begin, stop=end)
         else:

@@ -156,7 +156,9 @@ def handlers(facts: Facts) -> Iterator[tuple[str, str]]:
     for each in facts.survey.handlers:
         durable = each.durable
         behind = f"{durable.lag:,} event{'' if durable.lag == 1 else 's'} behind"
-        idle = (now - (durable.last_active or durable.created)).total_seconds()
+        # A server that was restarted no longer knows when it last got on.
+        since = durable.last_active or (now if durable.floor else durable.created)
+        idle = (now - since).total_seconds()
         if each.orphan is not None:
             yield f"{each.name} is an orphan, {behind}: {each.orphan}", f"`agentfield handlers remove {each.name}`"
         elif not each.is_served and durable.lag:

@@ -16,7 +16,7 @@ from agentfield.cli.output import Output, age, visible
 from agentfield.cli.surveying import Survey, Surveyed, survey
 from agentfield.cli.waiting import wait
 from agentfield.errors import AgentFieldError, InvalidInputError, NotFoundError
-from agentfield.fabric.durables import forget
+from agentfield.fabric.durables import Durable, forget
 
 
 @command("list")
@@ -43,6 +43,13 @@ async def _look(invocation: Invocation) -> Survey:
         return await survey(fabric.connection, fabric.topology, patience=invocation.patience)
 
 
+def _last(durable: Durable, now: float) -> str:
+    """How long ago it last got on; a server that was restarted since does not know."""
+    if durable.last_active is None:
+        return "?" if durable.floor else "never"
+    return age(now - durable.last_active.timestamp())
+
+
 def _print(handlers: Sequence[Surveyed], output: Output) -> None:
     now = time.time()
     columns = ("handler", "patterns", "served", "behind", "last", "dead")
@@ -52,7 +59,7 @@ def _print(handlers: Sequence[Surveyed], output: Output) -> None:
             visible(" ".join(handler.durable.patterns)) or "-",
             str(handler.instances) if handler.instances or not handler.is_served else "yes",
             f"{handler.durable.lag:,}",
-            "never" if (last := handler.durable.last_active) is None else age(now - last.timestamp()),
+            _last(handler.durable, now),
             str(handler.letters),
         )
         for handler in handlers

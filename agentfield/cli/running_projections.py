@@ -22,7 +22,15 @@ async def bring_up_to_date(runners: Sequence[Runner], invocation: Invocation) ->
     failures = []
     for runner in runners:
         try:
-            say_where(invocation, runner.name, "checkpoint", await runner.catch_up(), "is current up to event")
+            checkpoint = await runner.catch_up()
+            async with runner.opened() as view:
+                if (await view.head()).paused:
+                    raise ProjectionError(
+                        f"{runner.name} is paused after event {checkpoint}: `agentfield projections resume "
+                        f"{runner.name}` lets it go on",
+                        projection=runner.name,
+                    )
+            say_where(invocation, runner.name, "checkpoint", checkpoint, "is current up to event")
         except ProjectionError as error:
             failures.append(error)
     if failures:

@@ -94,5 +94,7 @@ def orphaned(durable: Durable, instances: Sequence[ServiceInfo], now: datetime) 
         return None
     if instances:
         return f"agent {durable.agent} is running, and has no such handler"
+    if durable.last_active is None and durable.floor:
+        return None  # the server has been restarted since, and knows no longer when that was
     idle = now - (durable.last_active or durable.created)
     return f"nobody serves it, and nothing has happened to it for {idle.days} days" if idle >= ABANDONED else None

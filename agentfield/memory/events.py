@@ -7,6 +7,7 @@ from contextlib import aclosing
 from datetime import datetime
 from typing import Any, TypeVar
 
+from agentfield.amount import check_count
 from agentfield.errors import InvalidInputError
 from agentfield.event import Event
 from agentfield.fabric.consuming import Start
@@ -113,8 +114,8 @@ class Events(Base):
         Raises :class:`HistoryTruncatedError` if the log no longer holds what ``since`` asks for, or loses it meanwhile;
         without ``since``, it begins with what is left.
         """
-        if limit is not None and limit < 1:
-            raise InvalidInputError(f"limit={limit}: at least 1, or leave it out")
+        if limit is not None:
+            check_count(limit, "limit", remedy=", or leave it out")
         check_writer(writer)
         for point, name in ((since, "since"), (until, "until")):
             if point is not None:

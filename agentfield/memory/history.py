@@ -105,10 +105,10 @@ async def _next(table: PreviousTable, record: Record) -> Record | None:
     return previous
 
 
-def check_writer(writer: str | None) -> None:
+def check_writer(writer: object) -> None:
     """Raises InvalidInputError for what can be nobody's name or id."""
-    if writer == "":
-        raise InvalidInputError("writer='': the name of an agent, or the id of an execution, or leave it out")
+    if writer is not None and (not isinstance(writer, str) or not writer):
+        raise InvalidInputError(f"writer={writer!r}: the name of an agent, or the id of an execution, or leave it out")
 
 
 def _by(fabric: Fabric, record: Record, writer: str) -> bool:
@@ -179,7 +179,11 @@ def matching(fabric: Fabric, patterns: Sequence[Pattern], record: Record) -> boo
     """
     found = address(fabric.subjects, record)
     if found is None or EVENT_HEADER not in record.headers:
-        logger.warning("revision %d, %r, is passed over: agentfield did not write it", record.sequence, record.subject)
+        logger.warning(
+            "a foreign message is passed over: agentfield did not write revision %d, %r",
+            record.sequence,
+            record.subject,
+        )
         return False
     _, key = found
     return any(pattern.matches(key) for pattern in patterns)

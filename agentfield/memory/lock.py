@@ -19,6 +19,7 @@ from typing import Self
 import orjson
 
 from agentfield import execution
+from agentfield.amount import check_span
 from agentfield.codec import Record, check_ttl, encode_event, is_delete
 from agentfield.errors import AgentFieldError, InvalidInputError, LockLostError, UnavailableError
 from agentfield.event import Writer
@@ -57,8 +58,8 @@ class Lock:
             raise InvalidInputError(
                 f"ttl={ttl:g} s: a lease of at least {MIN_TTL:g} s, since it must outlast one slow write"
             )
-        if timeout is not None and timeout <= 0:
-            raise InvalidInputError(f"timeout={timeout!r}: seconds above 0, or None to wait for ever")
+        if timeout is not None:
+            timeout = check_span(timeout, "timeout", remedy=", or None to wait for ever")
         self.name = name
         self._scope = scope
         self._source = source

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
+from agentfield.amount import LARGEST
 from agentfield.errors import HistoryTruncatedError, InvalidInputError
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.log import Log
@@ -62,7 +63,7 @@ def check_point(point: object, name: str, *, others: str = "") -> None:
     """
     if isinstance(point, datetime) and point.tzinfo is None:
         raise InvalidInputError(f"{name}={point!r} has no time zone: use an aware datetime, e.g. datetime.now(UTC)")
-    if not isinstance(point, datetime) and (type(point) is not int or point < 0):
+    if not isinstance(point, datetime) and (type(point) is not int or not 0 <= point <= LARGEST):
         raise InvalidInputError(f"{name}={point!r}: an aware datetime,{others} or a revision")
 
 

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+from agentfield.amount import check_count, check_span
 from agentfield.codec import EVENT_ID, check_ttl
 from agentfield.errors import AgentFieldError, InvalidInputError, OutcomeUnknownError, UnavailableError
 from agentfield.event import Operation, Writer
@@ -67,8 +68,8 @@ class OfflineBuffer:
         limit: int,
         timeout: float,
     ) -> None:
-        if limit < 1 or timeout <= 0:
-            raise InvalidInputError(f"limit={limit}, timeout={timeout}: at least 1 write, and seconds above 0")
+        check_count(limit, "limit")
+        timeout = check_span(timeout, "timeout")
         self._source = source
         self._lifetimes = lifetimes
         self._schemas = schemas

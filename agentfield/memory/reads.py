@@ -118,8 +118,8 @@ class Reads(Base):
         consistency: Consistency = "strong",
     ) -> dict[str, Any]:
         """The values of those keys that have one, in the order of ``keys``, in one round trip a thousand subjects."""
-        if isinstance(keys, str):
-            raise InvalidInputError(f"keys={keys!r} is one string: give a list of keys")
+        if isinstance(keys, str) or not isinstance(keys, Iterable):
+            raise InvalidInputError(f"keys={keys!r}: give a list of keys")
         wanted = list(dict.fromkeys(keys))
         self._check(wanted, scope, scope_id, consistency)
         scopes = read_scopes(self._place(), scope, scope_id)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, get_args
 
+from agentfield.amount import LARGEST, check_count, check_span
 from agentfield.errors import InvalidInputError
 from agentfield.event import Event
 from agentfield.fabric.consuming import Start
@@ -84,12 +85,10 @@ def registration(
         raise InvalidInputError(
             f"delivery={delivery!r}: 'agent', each event to one instance of the agent, or 'instance', to every one"
         )
-    if not _is_count(concurrency, 1) or not _is_count(retries, 0):
-        raise InvalidInputError(
-            f"concurrency={concurrency!r}, retries={retries!r}: whole numbers, at least 1 and at least 0"
-        )
-    if timeout is not None and not _is_span(timeout):
-        raise InvalidInputError(f"timeout={timeout!r}: seconds, above 0, or None")
+    check_count(concurrency, "concurrency")
+    check_count(retries, "retries", least=0, remedy=" (then no second try is made)")
+    if timeout is not None:
+        timeout = check_span(timeout, "timeout", remedy=", or None")
     return Registration(
         chosen,
         function,
@@ -107,12 +106,4 @@ def registration(
 def _is_point(start: object) -> bool:
     if isinstance(start, datetime):
         return start.tzinfo is not None
-    return type(start) is int and start >= 0
-
-
-def _is_count(value: object, least: int) -> bool:
-    return type(value) is int and value >= least
-
-
-def _is_span(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+    return type(start) is int and 0 <= start <= LARGEST

@@ -315,7 +315,7 @@ class HandlerRun:
 
     async def _still_ours(self, taken: _Taken, attempt: int) -> bool:
         if attempt:
-            await asyncio.sleep(min(_LONGEST_RETRY, _FIRST_RETRY * 2 ** (attempt - 1)))
+            await asyncio.sleep(min(_LONGEST_RETRY, _FIRST_RETRY * 2 ** min(attempt - 1, 16)))
         return await self._consumer.still_ours(taken.sequence)
 
     async def _once(self, taken: _Taken, *, attempt: int) -> bool:
@@ -334,9 +334,12 @@ class HandlerRun:
                 return True
             try:
                 await self._call(event, self._effects(taken, event))
-            # The handler is the user's: whatever it raises is theirs to see, even a cancellation of its own making.
-            except (Exception, asyncio.CancelledError) as error:
+            # The handler is the user's: whatever it raises is theirs to see, even a cancellation of its own making, or
+            # what would end the process; that would come again in every instance that takes over.
+            except BaseException as error:
                 task = asyncio.current_task()
+                if isinstance(error, GeneratorExit):
+                    raise
                 if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
                     raise
                 if attempt < self._registration.retries:
@@ -385,8 +388,14 @@ class HandlerRun:
             if self._registration.timeout is None:
                 await self._run_handler(event)
             else:
-                async with asyncio.timeout(self._registration.timeout):
-                    await self._run_handler(event)
+                limit = asyncio.timeout(self._registration.timeout)
+                try:
+                    async with limit:
+                        await self._run_handler(event)
+                except TimeoutError:
+                    if not limit.expired():
+                        raise
+                    raise TimeoutError(f"it took longer than its timeout={self._registration.timeout:g} s") from None
             if effects is not None:
                 await effects.restore()
         finally:
@@ -406,8 +415,9 @@ class HandlerRun:
         name = self._registration.name
         if not isinstance(error, LoopDetected):  # of those there may be many, and their guard reports them
             logger.error(
-                "handler %s gives up on %s (revision %d) after %d tries: %s: %s",
-                name, event.key, event.revision, tries, type(error).__name__, said(error, _LOGGED),
+                "handler %s gives up on %s (revision %d) after %s: %s: %s",
+                name, event.key, event.revision, "1 try" if tries == 1 else f"{tries} tries",
+                type(error).__name__, said(error, _LOGGED),
             )  # fmt: skip
         replays = 0 if taken.letter is None else taken.letter.replays + 1
         payload = letter(event, error, agent=self._agent, handler=name, tries=tries, replays=replays)

@@ -12,7 +12,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime
 
-from agentfield.errors import ResyncRequired
+from agentfield.errors import ClosedError, ResyncRequired
 from agentfield.event import Event
 from agentfield.fabric.consuming import Start
 from agentfield.fabric.fabric import Fabric
@@ -83,3 +83,4 @@ async def watching(
             async for record in following:
                 if matching(fabric, patterns, record):
                     yield await event_of(resolver, table, record)
+        raise ClosedError("the connection of this watch was closed")

@@ -188,6 +188,8 @@ class Writes(Base):
     ) -> Any:
         """As :meth:`update`; ``kind`` is what tells one update of the key from another besides their order."""
         check_write(key, ttl)
+        if not callable(function):
+            raise InvalidInputError(f"update of {key!r} with {function!r}: give a function that makes the new value")
         target = write_scope(self._place(), scope, scope_id)
         effects = self._effects()
         id = None if effects is None else effects.of_update(_place_of(target, key), kind)

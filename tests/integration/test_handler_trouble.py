@@ -63,6 +63,8 @@ FAILURES: dict[str, Callable[[], BaseException]] = {
     "group": lambda: ExceptionGroup("several", [ValueError("one"), TypeError("two")]),
     "timeout": lambda: TimeoutError(),
     "assertion": lambda: AssertionError(),
+    "exit": lambda: SystemExit(3),
+    "interrupt": lambda: KeyboardInterrupt(),
 }
 
 
@@ -87,6 +89,36 @@ async def test_whatever_a_handler_raises_ends_in_the_dead_letters_and_the_next_e
     assert letter["error"]["type"] == type(FAILURES[failure]()).__name__
     assert isinstance(letter["error"]["message"], str)
     assert "react" in letter["error"]["traceback"]
+
+
+async def test_a_plain_function_that_ends_the_program_ends_its_try(agent: Agent, memory: Memory, letters: Any) -> None:
+    heard: list[int] = []
+
+    @agent.memory.on_change("k_*", retries=0)
+    def react(event: Event) -> None:
+        heard.append(event.data)
+        if event.data == 1:
+            raise SystemExit(3)
+
+    async with agent:
+        for number in (1, 2):
+            await memory.set(f"k_{number}", number)
+        await eventually(lambda: heard == [1, 2], within=10)
+        (letter,) = await eventually(letters)
+    assert letter["error"]["type"] == "SystemExit"
+
+
+async def test_a_handler_that_took_too_long_is_told_from_one_that_met_a_timeout(
+    agent: Agent, memory: Memory, letters: Any
+) -> None:
+    @agent.memory.on_change("k", retries=0, timeout=0.2)
+    async def react(_: Event) -> None:
+        await asyncio.Event().wait()
+
+    async with agent:
+        await memory.set("k", 1)
+        (letter,) = await eventually(letters, within=10)
+    assert letter["error"]["message"] == "it took longer than its timeout=0.2 s"
 
 
 async def test_a_task_that_a_handler_awaits_and_somebody_cancels_is_a_failure_of_that_try(
@@ -298,6 +330,8 @@ async def test_a_declaration_of_the_wrong_types_is_refused(agent: Agent) -> None
         {"patterns": "k", "timeout": "soon"},
         {"patterns": "k", "timeout": float("nan")},
         {"patterns": "k", "timeout": 0},
+        {"patterns": "k", "timeout": 10**400},
+        {"patterns": "k", "start": 2**64},
         {"patterns": "k", "start": "yesterday"},
         {"patterns": "k", "start": -1},
         {"patterns": "k", "start": []},

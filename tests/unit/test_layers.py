@@ -19,7 +19,7 @@ def words(text: str) -> frozenset[str]:
 # From the top down. A module imports from its own layer and from those above it.
 LAYERS = (
     words("errors version server_version"),
-    words("settings naming"),
+    words("settings naming amount"),
     words("scope key pattern subject"),
     words("effects execution"),
     words("value reference schema privacy envelope event codec"),
@@ -35,7 +35,7 @@ LAYER_OF = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 
 # Rules that are the same on every machine and at every time: they do no I/O and know no clock.
 PURE = words(
-    "errors version server_version naming scope key pattern subject effects value reference schema privacy "
+    "errors version server_version naming amount scope key pattern subject effects value reference schema privacy "
     "envelope event codec"
 )
 IMPURE = words("asyncio concurrent http multiprocessing nats os pathlib select signal socket subprocess threading time")

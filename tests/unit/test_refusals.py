@@ -139,8 +139,14 @@ async def test_an_illegal_scope(operation: Any, scope: Any, scope_id: Any) -> No
         lambda: taken(MEMORY.watch(start=-1)),
         lambda: MEMORY.set_many(["k"]),
         lambda: MEMORY.set("k", 1, fence="lock"),
+        lambda: MEMORY.get_many(None),
+        lambda: MEMORY.update("k", 5),
+        lambda: taken(MEMORY.history(limit="1")),
+        lambda: taken(MEMORY.history(limit=True)),
+        lambda: taken(MEMORY.history(writer=5)),
+        lambda: taken(MEMORY.watch(start=2**64)),
     ],
-    ids=range(36),
+    ids=range(42),
 )
 async def test_an_illegal_argument(operation: Callable[[], Awaitable[Any]]) -> None:
     with pytest.raises(InvalidInputError):
@@ -164,3 +170,21 @@ def test_a_handler_without_a_pattern_is_refused_and_not_silently_deaf() -> None:
 def test_what_is_no_point_in_the_past(point: Any) -> None:
     with pytest.raises(InvalidInputError):
         MEMORY.as_of(point)
+
+
+@pytest.mark.parametrize("span", ["1", 0, -1, float("nan"), True, 10**400], ids=repr)
+def test_what_is_no_span_of_time(span: Any) -> None:
+    with pytest.raises(InvalidInputError):
+        MEMORY.lock("name", timeout=span)
+    with pytest.raises(InvalidInputError):
+        MEMORY.offline(timeout=span)
+    with pytest.raises(InvalidInputError):
+        MEMORY.on_change("k", name="h", timeout=span)(lambda event: None)
+
+
+@pytest.mark.parametrize("count", ["1", 0, -1, 1.5, float("nan"), True, 2**64], ids=repr)
+def test_what_is_no_count(count: Any) -> None:
+    with pytest.raises(InvalidInputError):
+        MEMORY.offline(limit=count)
+    with pytest.raises(InvalidInputError):
+        MEMORY.on_change("k", name="h", concurrency=count)(lambda event: None)
