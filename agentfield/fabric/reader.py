@@ -315,7 +315,8 @@ class Reader:
     async def _deliver(self, patience: float | None = None) -> records.Delivery | None:
         """The next event; None where there was an interruption, after which it goes on with a new consumer.
 
-        Waits however long it takes, an outage longer than ``patience`` excepted: :class:`UnavailableError`. Raises
+        Waits however long it takes. With ``patience``, None as well where nothing came for a while, which may be
+        because nothing is left, and an outage longer than that is :class:`UnavailableError`. Raises
         :class:`ClosedError` once the reader or its connection is closed.
         """
         ahead, self._ahead = self._ahead, None
@@ -329,6 +330,10 @@ class Reader:
                     self._end_of_pull(message)
                     if idle:
                         await self._look_for_lag()
+                        if patience is not None:  # what was pending may have been deleted since, where that is possible
+                            info = await self._ask(f"CONSUMER.INFO.{self._stream}.{self._name}")
+                            self._pending = int(info["num_pending"])
+                            return None
                 elif f".{self._name}." in message.reply:  # not from a consumer that was given up
                     delivery = records.of_consumer(message)
                     if delivery.consumer_sequence != self._expected:

@@ -192,3 +192,12 @@ async def test_who_may_not_read_is_told(
     finally:
         await whole.aclose()
         await some.aclose()
+
+
+async def test_what_is_deleted_before_it_was_read_is_not_waited_for(fabric: Fabric) -> None:
+    stream = fabric.deadletters.stream
+    number = await fabric.deadletters.store("agent", "handler", b"{}", letter_id="letter-1")
+    async with Reader(fabric.connection, stream, [], patience=10) as reader:
+        await fabric.deadletters.remove(number)
+        async with asyncio.timeout(8):
+            assert [record async for record in reader.until(number)] == []

@@ -382,6 +382,6 @@ async def test_an_event_whose_value_was_erased_since_is_replayed_as_erased(
         async def gone() -> bool:
             return not await letters(fabric)
 
-        await eventually(gone)
+        await eventually(gone, within=20)
     (again,) = [event for event in heard.events if event.revision == letter.revision]
     assert (again.data, again.previous_data, again.erased) == (None, None, True)

@@ -103,7 +103,8 @@ class Project:
 
     def homes(self) -> list[Path]:
         """The homes of servers in the project's temporary directory."""
-        return [path.parent for path in self.temporary.rglob("server.conf")]
+        # Whoever walks with `rglob` stumbles over what is being removed meanwhile.
+        return [Path(place) for place, _, files in os.walk(self.temporary) if "server.conf" in files]
 
 
 def _pairs(line: str) -> Iterator[tuple[str, str]]:

@@ -489,7 +489,7 @@ async def test_money_moved_by_transactions_of_clients_that_are_killed_at_random_
         ends = asyncio.get_running_loop().time() + seconds
         looks = asyncio.create_task(_look(memory, ends))
         restarted, kills = False, 0
-        while (now := asyncio.get_running_loop().time()) < ends:
+        while (now := asyncio.get_running_loop().time()) < ends or kills < 4:
             await asyncio.wait({looks}, timeout=random.uniform(0.3, 0.8))
             victim = running.pop(0)
             await victim.kill()
@@ -502,7 +502,6 @@ async def test_money_moved_by_transactions_of_clients_that_are_killed_at_random_
         for each in running:
             await each.kill()
         assert await looks > 10
-        assert kills > 3
         history = await events(memory, "account_*")
     balances: dict[str, int] = {}
     for index, event in enumerate(history):
