@@ -38,6 +38,8 @@ _MOMENT = 2.0
 """Seconds that whoever is being cancelled may take for what must not be left half done."""
 _PAUSE = 0.2
 """Seconds without an open pull after which events may have been stored, and taken out again, behind our back."""
+_PLACED = 6.0
+"""Seconds in which a cluster that has a leader has made a consumer."""
 _INACTIVE = 30_000_000_000
 """Nanoseconds after which the server removes a consumer nobody pulls from."""
 
@@ -138,9 +140,7 @@ class Reader:
             logger.debug("deleting consumer %s: %s", name, error)
 
     async def _create(self) -> None:
-        name = f"reader-{uuid.uuid4().hex}"
         config: dict[str, Any] = {
-            "name": name,
             "ack_policy": "none",
             "mem_storage": True,
             "num_replicas": 1,
@@ -152,9 +152,7 @@ class Reader:
             config["deliver_policy"] = "last_per_subject"
         else:
             config |= {"deliver_policy": "by_start_sequence", "opt_start_seq": self._next}
-        body = {"stream_name": self._stream, "config": config, "action": "create"}
-        self._name = name  # from here on it may exist, whether or not the answer is waited for
-        answer = await self._created(f"CONSUMER.CREATE.{self._stream}.{name}", body)
+        answer = await self._placed(config)
         if self._last_per_subject:
             self._next = 1
             self._began_at = int((await self._ask(f"STREAM.INFO.{self._stream}"))["state"]["last_seq"])
@@ -166,12 +164,32 @@ class Reader:
         self._arrived.clear()
         self._owed = 0
 
-    async def _created(self, subject: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """The answer to the request that makes the consumer; whoever is cancelled meanwhile waits for it for a moment.
+    async def _placed(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The answer to the request that makes the consumer.
+
+        A cluster may put it on a server that is gone, and then never answers: another one is asked for after a while.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._patience
+        while True:
+            name = f"reader-{uuid.uuid4().hex}"
+            body = {"stream_name": self._stream, "config": {**config, "name": name}, "action": "create"}
+            left = max(0.001, deadline - loop.time())
+            patience = min(_PLACED, left) if self._connection.clustered else left
+            self._name = name  # from here on it may exist, whether or not the answer is waited for
+            try:
+                return await self._created(f"CONSUMER.CREATE.{self._stream}.{name}", body, patience)
+            except UnavailableError as error:
+                if patience == left:
+                    raise
+                logger.debug("reader of %s: %s; asking for another consumer", self._stream, error)
+
+    async def _created(self, subject: str, body: Mapping[str, Any], patience: float) -> dict[str, Any]:
+        """The answer to one such request; whoever is cancelled meanwhile waits for it for a moment.
 
         A deletion that was sent right after it might be worked on before it, and the consumer would stay.
         """
-        asking = asyncio.ensure_future(self._ask(subject, body))
+        asking = asyncio.ensure_future(self._ask(subject, body, patience))
         try:
             return await asyncio.shield(asking)
         except asyncio.CancelledError:
@@ -276,9 +294,11 @@ class Reader:
             return None
         return int(answer["message"]["seq"])
 
-    async def _ask(self, subject: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    async def _ask(
+        self, subject: str, body: Mapping[str, Any] | None = None, patience: float | None = None
+    ) -> dict[str, Any]:
         try:
-            return await api(self._connection, subject, body, patience=self._patience)
+            return await api(self._connection, subject, body, patience=self._patience if patience is None else patience)
         except Fault as fault:
             if isinstance(fault, ServerFault) and fault.err_code == NO_MESSAGE:
                 raise NotFoundError(str(fault)) from None

@@ -193,7 +193,7 @@ async def test_an_illegal_scope_value_ttl_or_revision_is_refused_before_anything
         (lambda: memory.set("k", 1, if_revision=-1), "-1"),
         (lambda: memory.set("k", 1, if_revision="1"), "'1'"),  # type: ignore[arg-type]
         (lambda: memory.clear(), "without a scope"),
-        (lambda: memory.get_many("k"), "one string"),
+        (lambda: memory.get_many("k"), "give a list"),
     ):
         with pytest.raises(InvalidInputError, match=f"(?i){fact}"):
             await call()
