@@ -88,8 +88,8 @@ class Past(Scoped):
         self, keys: Iterable[str], scope: str | None = None, scope_id: str | None = None
     ) -> dict[str, Any]:
         """The values of those keys that had one, in the order of ``keys``."""
-        if isinstance(keys, str):
-            raise InvalidInputError(f"keys={keys!r} is one string: give a list of keys")
+        if isinstance(keys, str) or not isinstance(keys, Iterable):
+            raise InvalidInputError(f"keys={keys!r}: give a list of keys")
         wanted = list(dict.fromkeys(keys))
         for key in wanted:
             key_tokens(key)

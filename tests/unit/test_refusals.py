@@ -140,13 +140,14 @@ async def test_an_illegal_scope(operation: Any, scope: Any, scope_id: Any) -> No
         lambda: MEMORY.set_many(["k"]),
         lambda: MEMORY.set("k", 1, fence="lock"),
         lambda: MEMORY.get_many(None),
+        lambda: MEMORY.as_of(1).get_many(None),
         lambda: MEMORY.update("k", 5),
         lambda: taken(MEMORY.history(limit="1")),
         lambda: taken(MEMORY.history(limit=True)),
         lambda: taken(MEMORY.history(writer=5)),
         lambda: taken(MEMORY.watch(start=2**64)),
     ],
-    ids=range(42),
+    ids=range(43),
 )
 async def test_an_illegal_argument(operation: Callable[[], Awaitable[Any]]) -> None:
     with pytest.raises(InvalidInputError):
