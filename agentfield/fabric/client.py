@@ -8,6 +8,7 @@ message for one of our subscriptions reaches it. What comes out is the same; ``t
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Iterator, Mapping
 
@@ -130,6 +131,14 @@ class Client(StockClient):
             for callback in (self._disconnected_cb, self._closed_cb) if do_cbs else ():
                 if callback is not None:
                     await callback()
+
+    async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
+        # The stock method writes the ping past what still waits to be written, so its answer proves nothing: a drain
+        # would let go of a subscription that the server goes on serving, and lose what arrives in between.
+        if self.is_connected and self._pending and self._transport is not None:
+            pending, self._pending, self._pending_data_size = self._pending, [], 0
+            self._transport.writelines(pending)
+        await super()._send_ping(future)
 
     async def _process_pong(self) -> None:
         # A flush that timed out or was cancelled leaves its future behind, done. The stock method sets its result all

@@ -1,6 +1,6 @@
 """Everything a user of the log needs from NATS, opened and closed together.
 
-Owns: the lifetimes of the connection and of the task that keeps replicas and clock current. Invariant: once open, every
+Owns: the lifetimes of the connection and of the task that keeps clock and topology current. Invariant: once open, every
 stream of the topology exists; once closed, no task of ours is left.
 """
 

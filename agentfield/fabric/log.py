@@ -1,9 +1,9 @@
 """The log: appending events to it and reading them back from where they cannot be stale.
 
-Owns: publishing with an event id, the expectation and bounded retry; strong reads, on one replica by direct get, on
-several from the leader. Must not know: keys, scopes, values. Invariants: an acknowledged append is durable; an append
-is stored at most once however often it is tried; a read never answers behind an acknowledged append, and never says
-"absent" because something was out of order.
+Owns: publishing with an event id, the expectation and bounded retry; strong reads, from a server that stands alone by
+direct get, in a cluster from the leader. Must not know: keys, scopes, values. Invariants: an acknowledged append is
+durable; an append is stored at most once however often it is tried; a read never answers behind an acknowledged append,
+and never says "absent" because something was out of order.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from agentfield.execution import new_id
 from agentfield.fabric import records
 from agentfield.fabric.client import DESCRIPTION
 from agentfield.fabric.clock import ServerClock
-from agentfield.fabric.connection import Connection, ConnectionState, Message, Subscription
+from agentfield.fabric.connection import Connection, ConnectionState, Message
 from agentfield.fabric.faults import (
     NO_MESSAGE,
     ConnectionLostFault,
@@ -107,7 +107,10 @@ class Log:
         self.connection = connection
         self.stream = (of or topology.log).name
         self.timeout = timeout
-        self.replicas = 1
+        self.alone = False
+        """Whether one server has the log and no other can answer for it. In a cluster it is never so, whatever the
+        number of replicas at the moment: a server that was one of them goes on answering direct gets until it has
+        learnt that it is none any more, and what it says then is stale."""
         self.last_known = 0
         """The log's last sequence when its state was last asked for."""
         self.created = 0
@@ -116,7 +119,6 @@ class Log:
         self._clock = ServerClock()
         self._direct = f"{API}.DIRECT.GET.{self.stream}"
         self._leader = f"STREAM.MSG.GET.{self.stream}"
-        self._advisory = f"$JS.EVENT.ADVISORY.STREAM.UPDATED.{self.stream}"
         self._barrier = f"{connection.namespace}.checks.barrier"
         self._refresh = asyncio.Event()
         self._shared = SharedReads(self._all_last)
@@ -126,7 +128,7 @@ class Log:
     async def state(self) -> dict[str, Any]:
         """The stream's state as its leader reports it (``first_seq``, ``last_seq``, ``messages``, …).
 
-        Also takes note of the number of replicas, of when it was made, and of the server's clock.
+        Also takes note of whether its server stands alone, of when it was made, and of the server's clock.
         """
         loop = asyncio.get_running_loop()
         sent = loop.time()
@@ -134,7 +136,7 @@ class Log:
             info = await api(self.connection, f"STREAM.INFO.{self.stream}", patience=self.timeout)
         except Fault as fault:
             raise error_of(fault, f"asking for the state of {self.stream}") from None
-        self.replicas = int(info["config"].get("num_replicas", 1))
+        self.alone = "name" not in (info.get("cluster") or {})
         self.created = records.nanoseconds_of(info["created"])
         self._clock.observe(sent, records.nanoseconds_of(info["ts"]), loop.time())
         state: dict[str, Any] = info["state"]
@@ -154,27 +156,18 @@ class Log:
         return self._clock.earliest(asyncio.get_running_loop().time())
 
     async def follow_topology(self, interval: float = 10.0) -> None:
-        """Keep the number of replicas and the clock current, until cancelled. Owned by the fabric.
+        """Keep current whether the server stands alone, and the clock, until cancelled. Owned by the fabric.
 
-        Looks when the server says that the stream changed, after every reconnect, and every ``interval`` seconds.
+        Looks after every reconnect, and every ``interval`` seconds.
         """
-
-        async def updated(_: Message) -> None:
-            self._refresh.set()
 
         def changed(state: ConnectionState) -> None:
             if state == "connected":
                 self._refresh.set()
 
         forget = self.connection.on_state(changed)
-        subscription: Subscription | None = None
         try:
             while True:
-                if subscription is None:
-                    try:
-                        subscription = await self.connection.subscribe(self._advisory, updated)
-                    except (UnavailableError, AccessDeniedError) as error:
-                        logger.debug("not told of changes to %s: %s", self.stream, error)
                 try:
                     async with asyncio.timeout(interval):
                         await self._refresh.wait()
@@ -187,8 +180,6 @@ class Log:
                     logger.debug("%s", error)
         finally:
             forget()
-            if subscription is not None:
-                await subscription.unsubscribe()
 
     # -- append -------------------------------------------------------------------------------------------------------
 
@@ -300,13 +291,13 @@ class Log:
     async def last(self, subjects: Sequence[str], *, floor: int | None = None) -> list[Record | None]:
         """The last event of each subject, as of an instant not before the call; None where there is none.
 
-        With ``floor``, any replica may answer that proves to have reached that sequence: cheaper on several replicas,
+        With ``floor``, any replica may answer that proves to have reached that sequence: cheaper in a cluster,
         and possibly behind what others have been told. Subjects are literal. Raises :class:`UnavailableError` when no
         answer is to be had within the log's timeout.
         """
         if not subjects:
             return []
-        if self.replicas == 1:
+        if self.alone:
             if len(subjects) == 1:
                 return [await self._direct_last(subjects[0])]
             if len(subjects) <= _FEW:
@@ -326,14 +317,14 @@ class Log:
         """The last event of every subject that a filter matches, each once, deletes included.
 
         Filters must not overlap. Answers as of an instant not before the call; a subject written meanwhile may come
-        with its newer event. In the order of the log, except for thousands of subjects on several replicas.
+        with its newer event. In the order of the log, except for thousands of subjects in a cluster.
         """
         page = await self._multi_last(filters)
         if page is not None:
             for record in page:
                 yield record
             return
-        streaming = self.replicas == 1
+        streaming = self.alone
         seen: dict[str, None] = {}
         async with Reader(
             self.connection, self.stream, filters, last_per_subject=True, patience=self.timeout
@@ -423,9 +414,9 @@ class Log:
         """The sequence of an event that was committed after the call began.
 
         A read that proves to have reached it is linearisable, even if a deposed leader is among the replicas: to commit
-        takes a majority. One replica alone cannot be deposed, so nothing is written there, and the answer is 0.
+        takes a majority. A server that stands alone cannot be deposed, so nothing is written there; the answer is 0.
         """
-        if self.replicas == 1:
+        if self.alone:
             return 0
         headers = {EVENT_ID: new_id(), EVENT_HEADER: _BARRIER}
         return (await self.append(self._barrier, b"null", headers)).sequence
@@ -438,7 +429,7 @@ class Log:
         Never behind ``floor``; by default, never behind the leader.
         """
         if floor is None:
-            floor = up_to if up_to is not None else (int((await self.state())["last_seq"]) if self.replicas > 1 else 0)
+            floor = up_to if up_to is not None else (0 if self.alone else int((await self.state())["last_seq"]))
         page = await self._proven_page(filters, up_to, 0, floor)
         if page.status == _TOO_MANY:
             return None
@@ -458,7 +449,7 @@ class Log:
             if page.status == _TOO_MANY or (page.status == _COMPLETE and page.up_to >= floor and page.records):
                 return page
             nothing = page.status == _NOTHING and not start  # a later page was promised something
-            alone = floor == 0 or self.replicas == 1
+            alone = floor == 0 or self.alone
             if nothing and (alone or await self._nothing_matches(filters, floor, up_to)):
                 return page
             pause = backoff(attempt)

@@ -1,5 +1,6 @@
 """What the client replaces of nats-py gives what nats-py's own gives, and nats-py still calls it."""
 
+import asyncio
 import inspect
 
 import nats.aio.client
@@ -127,7 +128,7 @@ def test_subjects_that_nats_py_refuses_are_left_to_it(subject: str, reply: str) 
     assert publication(subject, reply, b"", None) is None
 
 
-@pytest.mark.parametrize("hook", ["_process_headers", "_process_pong", "publish", "_remove_sub"])
+@pytest.mark.parametrize("hook", ["_process_headers", "_process_pong", "_send_ping", "publish", "_remove_sub"])
 def test_nats_py_still_has_the_methods_that_the_client_replaces(hook: str) -> None:
     replaced, ours = getattr(StockClient, hook), getattr(Client, hook)
     assert ours is not replaced
@@ -142,3 +143,36 @@ def test_nats_py_still_parses_with_the_parser_that_the_client_replaces() -> None
     assert "self._ps.reset()" in source
     assert type(StockClient()._ps) is nats.protocol.parser.Parser
     assert type(Client()._ps) is Parser
+
+
+async def test_a_ping_goes_out_behind_everything_that_was_sent_before_it() -> None:
+    heard: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b'INFO {"server_id":"x","version":"2.15.1","max_payload":1048576,"headers":true}\r\n')
+        async for line in reader:
+            heard.append(line.split()[0])
+            if line.startswith(b"PUB"):
+                await reader.readline()
+            if line.startswith(b"PING"):
+                writer.write(b"PONG\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    client = Client()
+    try:
+        await client.connect(f"nats://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        await client.flush()
+        heard.clear()
+
+        async def ignore(_: object) -> None: ...
+
+        subscription = await client.subscribe("a", cb=ignore)
+        await client.publish("b", b"1")
+        await client.flush()
+        await subscription.drain()  # type: ignore[no-untyped-call]
+        assert heard == [b"SUB", b"PUB", b"PING", b"UNSUB", b"PING"]
+    finally:
+        await client.close()
+        server.close()
+        await server.wait_closed()
