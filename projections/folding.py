@@ -14,7 +14,7 @@ from typing import Any
 
 from agentfield import Event, ProjectionError
 from projections.projection import Projection
-from projections.source import Batch, Feed
+from projections.source import Batch, Batches
 from projections.view import Fold, Step, TooMuch, View
 
 BATCH = 500
@@ -38,7 +38,7 @@ class Folder:
         self.checkpoint = checkpoint
         """Up to where everything is in the view."""
 
-    async def through(self, feed: Feed, target: int) -> None:
+    async def through(self, feed: Batches, target: int) -> None:
         """Fold everything up to sequence ``target``, which the log has reached. Raises as :meth:`take`."""
         async for batch in feed.until(target, BATCH):
             await self.take(batch)

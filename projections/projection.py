@@ -19,6 +19,8 @@ MAX_NAME = 32
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 SCOPES = ("workflow", "session", "actor", "global")
 STORES = ("sqlite", "duckdb", "bucket")
+_OWN_STORES = ("seals",)
+"""Of projections that ship, and of nobody else's."""
 
 
 class Projection(ABC):
@@ -96,7 +98,7 @@ def check(projection: object) -> Projection:
     check_name(name, kind)
     if type(version) is not int or version < 1:
         raise InvalidInputError(f"projection {name!r} has version {version!r}: a whole number, 1 or more")
-    if projection.store not in STORES:
+    if projection.store not in (*STORES, *_OWN_STORES):
         raise InvalidInputError(f"projection {name!r} asks for store {projection.store!r}: one of {', '.join(STORES)}")
     Selection.of(projection)
     return projection

@@ -20,7 +20,7 @@ from typing import Any
 from agentfield import InvalidInputError, NotFoundError, ProjectionError, UnavailableError
 from projections.folding import BATCH, Folder, preparing
 from projections.projection import Projection, Selection, check
-from projections.source import Batch, Feed, Lease, Source, check_selection
+from projections.source import Batch, Batches, Lease, Source, check_selection
 from projections.view import Busy, Fold, Head, Moment, Moved, Store, View
 
 logger = logging.getLogger("agentfield.projections")
@@ -199,7 +199,7 @@ class Runner:
             async with self._feed(head.checkpoint + 1) as feed:
                 await self._follow(folder, feed, view, lease)
 
-    async def _follow(self, folder: Folder, feed: Feed, view: View, lease: Lease) -> None:
+    async def _follow(self, folder: Folder, feed: Batches, view: View, lease: Lease) -> None:
         coming: asyncio.Task[Batch] | None = None
         try:
             while True:
@@ -233,7 +233,7 @@ class Runner:
         async with self._feed(folder.checkpoint + 1) as feed:
             await folder.through(feed, target)
 
-    def _feed(self, start: int) -> Feed:
+    def _feed(self, start: int) -> Batches:
         return self.source.feed(self.selection, start, previous=self.projection.previous)
 
     @asynccontextmanager

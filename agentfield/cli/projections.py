@@ -9,26 +9,30 @@ from typing import Any
 
 import click
 
+from agentfield.cli.audit import FILE, public_keys_option, verify_seals
 from agentfield.cli.examining_buckets import examine_buckets
 from agentfield.cli.invocation import Invocation, command, group
 from agentfield.cli.logs import show_life
 from agentfield.cli.output import age, moment, visible
 from agentfield.cli.projecting import (
     chosen_store,
+    is_seals,
     is_state,
     load_projection,
     load_projections,
+    runner_of,
     source_of,
     store_option,
+    with_key,
 )
 from agentfield.cli.running_projections import bring_up_to_date, run_all, say_where
 from agentfield.cli.waiting import wait
-from agentfield.errors import ConflictError, NotFoundError, ProjectionError
+from agentfield.errors import ConflictError, InvalidInputError, NotFoundError, ProjectionError
 from projections import state
-from projections.runner import Runner
 from projections.shipped import SHIPPED
 from projections.source import Source
 from projections.stores import Stores
+from projections.stores.seals import NEVER
 from projections.view import Head, View
 
 _COLUMNS = ("projection", "version", "state", "checkpoint", "lag", "events", "age")
@@ -63,15 +67,18 @@ def list_command(invocation: Invocation, store: Path | None) -> None:
 @command("run")
 @click.argument("targets", metavar="TARGET...", nargs=-1, required=True)
 @click.option("--once", is_flag=True, help="Bring the views up to date, and end.")
+@click.option("--key", "key_file", type=FILE, metavar="FILE", help="For seals: the key's file, from audit keygen.")
 @store_option
-def run_command(invocation: Invocation, targets: Sequence[str], once: bool, store: Path | None) -> None:
+def run_command(
+    invocation: Invocation, targets: Sequence[str], once: bool, key_file: Path | None, store: Path | None
+) -> None:
     """Keep views current, until Ctrl-C or SIGTERM.
 
     TARGET is the name of a projection that ships, or a file or module in which yours is: FILE_OR_MODULE[:NAME]. Of
     several processes that run the same one on the same store, one works and the others stand by. A projection that
     fails stops alone; the command fails when all have stopped, or with --once, if one has.
     """
-    projections = load_projections(targets)
+    projections = with_key(load_projections(targets), key_file)
     chosen = chosen_store(invocation, store)
     logging.getLogger("agentfield.consumer").setLevel(logging.WARNING)
     if not once:
@@ -79,7 +86,7 @@ def run_command(invocation: Invocation, targets: Sequence[str], once: bool, stor
 
     async def run() -> None:
         async with source_of(invocation) as source:
-            runners = [Runner(source, projection, Stores(source, chosen)) for projection in projections]
+            runners = [runner_of(source, projection, chosen) for projection in projections]
             if once:
                 await bring_up_to_date(runners, invocation)
             else:
@@ -116,7 +123,8 @@ def status_command(invocation: Invocation, names: Sequence[str], store: Path | N
     invocation.output.table(_COLUMNS, cells, right=("version", "checkpoint", "lag", "events", "age"))
     for row in rows:
         if row["error"] is not None:
-            invocation.output.line(f"{row['projection']} stopped at event {row['failed_at']}: {visible(row['error'])}")
+            at = "" if row["failed_at"] is None else f" at event {row['failed_at']}"
+            invocation.output.line(f"{row['projection']} stopped{at}: {visible(row['error'])}")
 
 
 async def _status(source: Source, store: Stores, name: str) -> list[dict[str, Any]]:
@@ -172,25 +180,33 @@ def rebuild_command(invocation: Invocation, target: str, store: Path | None) -> 
     if is_state(target):
         examine_buckets(invocation, target, state.rebuild)
         return
+    if is_seals(target):
+        raise InvalidInputError(NEVER)
     projection = load_projection(target)
     chosen = chosen_store(invocation, store)
 
     async def rebuild() -> int:
         async with source_of(invocation) as source:
-            return await Runner(source, projection, Stores(source, chosen)).rebuild()
+            return await runner_of(source, projection, chosen).rebuild()
 
     say_where(invocation, projection.name, "checkpoint", wait(rebuild()), "was rebuilt up to event")
 
 
 @command("verify")
 @click.argument("target")
+@public_keys_option
 @store_option
-def verify_command(invocation: Invocation, target: str, store: Path | None) -> None:
+def verify_command(invocation: Invocation, target: str, keys: Sequence[str], store: Path | None) -> None:
     """Compare a view with one made anew from the log; fail if they differ.
 
     TARGET as for run; the view may be run meanwhile. With state, or state:SCOPE, compares the buckets that the server
-    fills.
+    fills; with seals, the log with its seals, as `audit verify` does.
     """
+    if is_seals(target):
+        verify_seals(invocation, keys=keys)
+        return
+    if keys:
+        raise InvalidInputError("--public-key is for seals alone: leave it out")
     if is_state(target):
         examine_buckets(invocation, target, state.verify)
         return
@@ -199,7 +215,7 @@ def verify_command(invocation: Invocation, target: str, store: Path | None) -> N
 
     async def verify() -> dict[str, Any]:
         async with source_of(invocation) as source:
-            verdict = await Runner(source, projection, Stores(source, chosen)).verify()
+            verdict = await runner_of(source, projection, chosen).verify()
         fields = {"equal": verdict.equal, "checkpoint": verdict.checkpoint, "rows": verdict.rows}
         return {"projection": projection.name, **fields, "found": verdict.found, "expected": verdict.expected}
 
