@@ -87,6 +87,11 @@ class Sealer(Runner):
         found = (verdict.seal_fault,) if verdict.finding is None else tuple(verdict.finding)
         return Verdict(verdict.last, verdict.events, found, ("what was sealed",))
 
+    @property
+    def keeps_values(self) -> bool:
+        """Seals hold digests of what is stored, and personal values are stored encrypted."""
+        return False
+
     def _feed(self, start: int) -> Stretches:
         return Stretches(self.source, start, every=self._seals.every, within=self._seals.within)
 

@@ -29,6 +29,8 @@ from agentfield.cli.running_projections import bring_up_to_date, run_all, say_wh
 from agentfield.cli.waiting import wait
 from agentfield.errors import ConflictError, InvalidInputError, NotFoundError, ProjectionError
 from projections import state
+from projections.erasures import Erasures, owed, owed_elsewhere
+from projections.runner import view_name
 from projections.shipped import SHIPPED
 from projections.source import Source
 from projections.stores import Stores
@@ -102,26 +104,31 @@ def status_command(invocation: Invocation, names: Sequence[str], store: Path | N
     """Show where every view stands, how far it is behind, and what stopped it."""
     chosen = chosen_store(invocation, store)
 
-    async def look() -> list[dict[str, Any]]:
+    async def look() -> tuple[list[dict[str, Any]], dict[str, int]]:
         async with source_of(invocation) as source:
             stores = Stores(source, chosen)
             there = await stores.names()
             for name in names:
                 if name not in there:
                     raise NotFoundError(f"there is no view of {name!r} in {chosen.root}: run the projection first")
-            return [row for name in names or there for row in await _status(source, stores, name)]
+            rows = [row for name in names or there for row in await _status(source, stores, name)]
+            return rows, {} if names else await owed_elsewhere(source, {row["registered"] for row in rows})
 
-    rows = wait(look())
+    rows, elsewhere = wait(look())
     if invocation.json:
         for row in rows:
             invocation.output.object(row)
         return
+    for name, count in elsewhere.items():
+        invocation.output.note(f"view {name}, which is kept elsewhere, has not confirmed {_erasures(count)}")
     if not rows:
         invocation.output.note(f"there are no views in {chosen.root}")
         return
     cells = [tuple(str(row[column]) for column in _COLUMNS) for row in rows]
     invocation.output.table(_COLUMNS, cells, right=("version", "checkpoint", "lag", "events", "age"))
     for row in rows:
+        if row["owes"]:
+            invocation.output.line(f"{row['projection']} owes {_erasures(row['owes'])}: run it, or rebuild it")
         if row["error"] is not None:
             at = "" if row["failed_at"] is None else f" at event {row['failed_at']}"
             invocation.output.line(f"{row['projection']} stopped{at}: {visible(row['error'])}")
@@ -136,9 +143,15 @@ async def _status(source: Source, store: Stores, name: str) -> list[dict[str, An
             head = await view.head()
         finally:
             await view.aclose()
-        taken = await source.lease(f"{name}-{store.identity(view.kind)}").taken()
-        rows.append(await _row(source, view, head, known or _state(head, taken)))
+        registered = view_name(name, store, view.kind)
+        taken = await source.lease(registered).taken()
+        row = await _row(source, view, head, known or _state(head, taken))
+        rows.append({**row, "registered": registered})
     return rows
+
+
+def _erasures(count: int) -> str:
+    return "1 erasure" if count == 1 else f"{count} erasures"
 
 
 def _state(head: Head, taken: bool) -> str:
@@ -165,6 +178,7 @@ async def _row(source: Source, view: View, head: Head, state: str) -> dict[str, 
         "updated": moment(head.updated),
         "age": age(source.fabric.log.now() / 1e9 - head.updated.timestamp()),
         "view": view.place,
+        "owes": await owed(source, head) if ours else 0,
     }
 
 
@@ -281,13 +295,15 @@ def remove_command(invocation: Invocation, name: str, store: Path | None) -> Non
             if view is None:
                 raise NotFoundError(f"there is no view of {name!r} in {chosen.root}")
             await view.aclose()
-            lease = source.lease(f"{name}-{stores.identity(view.kind)}")
+            registered = view_name(name, stores, view.kind)
+            lease = source.lease(registered)
             if await lease.taken():
                 raise ConflictError(
                     name, expected=None, actual=None, message=f"{name} is being run: stop it first; nothing was removed"
                 )
             await stores.remove(name)
             await lease.forget()
+            await Erasures(source, name, registered).unregister()
 
     wait(remove())
     if invocation.json:

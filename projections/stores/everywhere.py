@@ -64,6 +64,11 @@ class Stores:
         """Remove a generation that is not live."""
         await (await self._with(name)).discard(name, generation)
 
+    async def tidy(self, name: str) -> None:
+        """Remove what somebody left behind who died while he compared a view."""
+        for store in self._all:
+            await store.tidy(name)
+
     async def remove(self, name: str) -> bool:
         """Remove a view with all its generations; whether there was one."""
         removed = [await store.remove(name) for store in self._all]

@@ -162,6 +162,10 @@ class SealView:
         """Let nobody seal, or let it go on."""
         await self._describe({"paused": "true" if paused else ""})
 
+    async def forget(self, revision: int, fold: Fold | None) -> bool:
+        """Nothing to do: seals hold digests of what is encrypted."""
+        return True
+
     @asynccontextmanager
     async def frozen(self, *, alone: bool = False) -> AsyncIterator[Moment]:
         """Where it stands; seals are read by those who verify them."""
@@ -298,6 +302,9 @@ class SealStore:
     async def discard(self, name: str, generation: int) -> None:
         """Refused."""
         raise InvalidInputError(NEVER)
+
+    async def tidy(self, name: str) -> None:
+        """Nothing to do."""
 
     async def remove(self, name: str) -> bool:
         """Refused, where there are any."""

@@ -13,6 +13,7 @@ from agentfield.audit.keyfile import make_key
 from tests.cli.command import Cli
 from tests.cli.conftest import Remember
 from tests.support import wait_until
+from tests.support.searching import files_with
 
 SPENDING = """\
 from projections import Projection
@@ -215,6 +216,31 @@ def test_seals_are_a_projection_and_audit_seal_is_the_same_one(
         assert running.end(signal.SIGTERM).code == 0
     refused = cli("projections", "remove", "seals", *where)
     assert (refused.code, "seals are not made anew, nor taken away" in refused.error) == (2, True)
+
+
+def test_a_view_that_owes_an_erasure_is_shown_until_it_has_dropped_it(
+    cli: Cli, remember: Remember, store: str, tmp_path: Path
+) -> None:
+    async def write(memory: Memory) -> None:
+        await memory.set_personal(["session"])
+        await memory.session("s-1").set("email", "ada@example.org")
+
+    remember(write)
+    where = ("--store", store)
+    cli("projections", "run", "--once", "timeline", *where)
+    erased = cli("erase", "session", "s-1", "--yes", "--json")
+    (name,) = erased.object["views"]
+    assert (erased.code, erased.object["views"][name]) == (1, "not running")
+    status = cli("projections", "status", *where)
+    assert "timeline owes 1 erasure: run it, or rebuild it" in status.out
+    elsewhere = cli("projections", "status", "--store", str(tmp_path / "others"))
+    assert f"view {name}, which is kept elsewhere, has not confirmed 1 erasure" in elsewhere.err
+    assert cli("timeline", "ada", *where).lines == []
+    (row,) = cli("projections", "status", "--json", *where).objects
+    assert (row["owes"], row["registered"]) == (0, name)
+    assert not files_with(Path(store), b"ada@example")
+    assert cli("projections", "remove", "timeline", *where).code == 0
+    assert cli("erase", "session", "s-1", "--yes", "--json").object["views"] == {}
 
 
 def test_the_timeline_finds_who_did_what(cli: Cli, remember: Remember, store: str) -> None:
