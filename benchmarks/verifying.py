@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from contextlib import aclosing
 from pathlib import Path
 
 from agentfield.audit.checking import Checked, check_export, check_live
 from agentfield.audit.exporting import Selection, export
 from agentfield.audit.nkey import Signer
-from agentfield.audit.sealing import Sealer
+from agentfield.audit.seal import Seal
 from agentfield.codec import encode_event
 from agentfield.event import Writer
 from agentfield.execution import new_id
@@ -21,6 +20,8 @@ from benchmarks.consuming import raw_consumer
 from benchmarks.measuring import Burst, Span, rates
 from benchmarks.report import Table, Target
 from benchmarks.surroundings import NAMESPACE, PATIENCE, PAYLOAD, Surroundings
+from projections import Source
+from projections.seals import Sealer, Seals
 
 _WRITER = Writer(agent="customer-triage", execution_id=new_id(), workflow_id="wf-1", session_id="user-42")
 
@@ -35,8 +36,8 @@ async def verifying(here: Surroundings) -> Table:
     try:
         await _fill(fabric, amount)
         begun = time.perf_counter()
-        async with aclosing(Sealer(fabric, signer).seal_all()) as seals:
-            count = len([seal async for seal in seals])
+        made: list[Seal] = []
+        await Sealer(Source(fabric), Seals(signer, made=made.append)).catch_up()
         sealing = amount / (time.perf_counter() - begun)
         path = here.home / "log.jsonl"
         begun = time.perf_counter()
@@ -61,7 +62,7 @@ async def verifying(here: Surroundings) -> Table:
     table.add("audit verify of an export", found["export"].typical, ratio=found["export"].ratio_to(raw_rate))
     table.add("audit seal, once", sealing)
     table.add("audit export, once", exporting)
-    table.remarks.append(f"{count} seals; every event is hashed twice: for its digest, and for the chain")
+    table.remarks.append(f"{len(made)} seals; every event is hashed twice: for its digest, and for the chain")
     return table
 
 

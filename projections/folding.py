@@ -12,10 +12,10 @@ from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from agentfield import Event, ProjectionError
+from agentfield import Erasure, Event, ProjectionError
 from projections.projection import Projection
-from projections.source import Batch, Feed
-from projections.view import Fold, Step, TooMuch, View
+from projections.source import Batch, Batches
+from projections.view import Fold, Head, Step, TooMuch, View
 
 BATCH = 500
 """Events in one transaction at most."""
@@ -32,13 +32,14 @@ class _Failed(Exception):
 class Folder:
     """Folds the events of a projection into one generation of its view."""
 
-    def __init__(self, projection: Projection, view: View, checkpoint: int) -> None:
+    def __init__(self, projection: Projection, view: View, head: Head) -> None:
         self._projection = projection
         self._view = view
-        self.checkpoint = checkpoint
+        self._erased = head.erased
+        self.checkpoint = head.checkpoint
         """Up to where everything is in the view."""
 
-    async def through(self, feed: Feed, target: int) -> None:
+    async def through(self, feed: Batches, target: int) -> None:
         """Fold everything up to sequence ``target``, which the log has reached. Raises as :meth:`take`."""
         async for batch in feed.until(target, BATCH):
             await self.take(batch)
@@ -60,7 +61,7 @@ class Folder:
 
     async def _advance(self, events: Sequence[Event], last: int, skipped: Sequence[int]) -> None:
         done = sum(self.checkpoint < sequence <= last for sequence in skipped)
-        await self._view.advance(Step(self.checkpoint, last, len(events), done), self._fold(events))
+        await self._view.advance(Step(self.checkpoint, last, len(events), done, self._erased), self._fold(events))
         self.checkpoint = last
 
     def _fold(self, events: Sequence[Event]) -> Fold:
@@ -116,6 +117,28 @@ class Folder:
             projection=name,
             sequence=event.revision,
         ) from failed.cause
+
+
+def forgetting(projection: Projection, erasures: Sequence[Erasure]) -> Fold | None:
+    """What takes erased values out of a view; None if the projection does not say how."""
+    if type(projection).erase is Projection.erase:
+        return None
+
+    async def goes_on(began: int, first: Awaitable[None], view: Any) -> None:
+        await first
+        for erasure in erasures[began + 1 :]:
+            result = projection.erase(erasure, view)
+            if result is not None:
+                await result
+
+    def forget(view: Any) -> Awaitable[None] | None:
+        for index, erasure in enumerate(erasures):
+            result = projection.erase(erasure, view)
+            if result is not None:
+                return goes_on(index, result, view)
+        return None
+
+    return forget
 
 
 def preparing(projection: Projection) -> Fold:

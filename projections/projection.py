@@ -13,12 +13,14 @@ from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from agentfield import Event, InvalidInputError, Scope
+from agentfield import Erasure, Event, InvalidInputError, Scope
 
 MAX_NAME = 32
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 SCOPES = ("workflow", "session", "actor", "global")
 STORES = ("sqlite", "duckdb", "bucket")
+_OWN_STORES = ("seals",)
+"""Of projections that ship, and of nobody else's."""
 
 
 class Projection(ABC):
@@ -53,6 +55,15 @@ class Projection(ABC):
         What it raises undoes its own effects, stops this projection and no other, and is shown with the event's
         sequence by ``agentfield projections status``.
         """
+
+    def erase(self, erasure: Erasure, view: Any) -> Awaitable[None] | None:
+        """Take out of the view what an erasure concerns (``erasure.concerns(scope, key)``), the past included.
+
+        Define it where that is cheaper than making the view anew, which is what happens otherwise. May be ``async``,
+        and be called for the same erasure twice; the file is written anew afterwards, so that nothing of it is left. A
+        view in a bucket is always made anew.
+        """
+        raise NotImplementedError
 
     def snapshot(self, view: Any) -> Iterable[Sequence[Any]] | None:
         """What the view says, as rows in a fixed order, for comparing it with a rebuilt one; None: every row of it.
@@ -96,7 +107,7 @@ def check(projection: object) -> Projection:
     check_name(name, kind)
     if type(version) is not int or version < 1:
         raise InvalidInputError(f"projection {name!r} has version {version!r}: a whole number, 1 or more")
-    if projection.store not in STORES:
+    if projection.store not in (*STORES, *_OWN_STORES):
         raise InvalidInputError(f"projection {name!r} asks for store {projection.store!r}: one of {', '.join(STORES)}")
     Selection.of(projection)
     return projection

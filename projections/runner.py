@@ -17,10 +17,11 @@ from datetime import UTC, datetime
 from itertools import zip_longest
 from typing import Any
 
-from agentfield import InvalidInputError, NotFoundError, ProjectionError, UnavailableError
-from projections.folding import BATCH, Folder, preparing
+from agentfield import Erasure, InvalidInputError, NotFoundError, ProjectionError, UnavailableError
+from projections.erasures import Erasures
+from projections.folding import BATCH, Folder, forgetting, preparing
 from projections.projection import Projection, Selection, check
-from projections.source import Batch, Feed, Lease, Source, check_selection
+from projections.source import Batch, Batches, Lease, Source, check_selection
 from projections.view import Busy, Fold, Head, Moment, Moved, Store, View
 
 logger = logging.getLogger("agentfield.projections")
@@ -52,6 +53,11 @@ class Verdict:
         return self.found is None and self.expected is None
 
 
+def view_name(name: str, store: Store, kind: str) -> str:
+    """What tells a view from every other of this name, wherever it is kept."""
+    return f"{name}-{store.identity(kind)}"
+
+
 class Runner:
     """Runs one projection on one store. Raises InvalidInputError if the projection is not one that can run."""
 
@@ -61,6 +67,9 @@ class Runner:
         self.source = source
         self.store = store
         self.selection = check_selection(Selection.of(projection))
+        self._erasures = Erasures(
+            source, self.name, view_name(self.name, store, projection.store), keeps=self.keeps_values
+        )
 
     async def run(self) -> None:
         """Keep the view current until cancelled; stand by while another instance does.
@@ -72,13 +81,11 @@ class Runner:
             while True:
                 await lease.wait()
                 try:
-                    await self._work(lease)
-                except Moved as moved:
-                    logger.debug("projection %s: %s", self.name, moved)
-                    await asyncio.sleep(0)
-                except (UnavailableError, Busy) as error:
-                    logger.warning("projection %s waits: %s", self.name, error)
-                    await asyncio.sleep(_AGAIN)
+                    async with self._erasures.listening():
+                        while lease.held and not self._erasures.deaf:
+                            await self._work(lease)
+                except UnavailableError as error:
+                    await self._wait(error)
 
     async def catch_up(self) -> int:
         """Bring the view to where the log is now, and return that sequence. Raises as :meth:`run`, outages included.
@@ -93,7 +100,7 @@ class Runner:
                     if head.paused:
                         return head.checkpoint
                     if head.checkpoint < target:
-                        await self._fold(Folder(self.projection, view, head.checkpoint), target)
+                        await self._fold(Folder(self.projection, view, head), target)
                     return max(target, head.checkpoint)
             except Moved:
                 await asyncio.sleep(_LOOK / 10)  # another instance is at it: see how far it has come
@@ -109,10 +116,17 @@ class Runner:
         if live is None:
             return await self.catch_up()
         try:
+            return await self._rebuild(live)
+        except Moved as moved:
+            raise ProjectionError(f"another process rebuilds {self.name}: {moved}", projection=self.name) from None
+
+    async def _rebuild(self, live: View) -> int:
+        """The same; raises Moved if somebody else is at it. The live view is closed."""
+        try:
             paused = (await live.head()).paused
             async with self._building() as view:
                 head = await view.head()
-                folder, generation = Folder(self.projection, view, head.checkpoint), head.generation
+                folder, generation = Folder(self.projection, view, head), head.generation
                 for _ in range(_CHASE):
                     target = await self.source.last()
                     behind = target - folder.checkpoint
@@ -127,8 +141,6 @@ class Runner:
                     await self.store.switch(self.name, generation)
             logger.info("projection %s: rebuilt up to %d", self.name, folder.checkpoint)
             return folder.checkpoint
-        except Moved as moved:
-            raise ProjectionError(f"another process rebuilds {self.name}: {moved}", projection=self.name) from None
         finally:
             await live.aclose()
 
@@ -141,9 +153,10 @@ class Runner:
         try:
             async with live.frozen() as ours:
                 self._check_fit(ours.head)
-                scratch = await self.store.scratch(self.projection.store, await self._new_head(), self._prepare)
+                head = await self._new_head()
+                scratch = await self.store.scratch(self.projection.store, head, self._prepare)
                 try:
-                    await self._fold(Folder(self.projection, scratch, 0), ours.head.checkpoint)
+                    await self._fold(Folder(self.projection, scratch, head), ours.head.checkpoint)
                     async with scratch.frozen() as anew:
                         return await live.call(self._compare, live, ours, anew)
                 finally:
@@ -159,13 +172,21 @@ class Runner:
         finally:
             await live.aclose()
 
+    @property
+    def keeps_values(self) -> bool:
+        """Whether the view holds values in plain, so that an erasure concerns it."""
+        return True
+
     def lease(self) -> Lease:
         """What this runner and its like compete for, as an async context manager."""
-        return self.source.lease(f"{self.name}-{self.store.identity(self.projection.store)}")
+        return self.source.lease(view_name(self.name, self.store, self.projection.store))
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[View]:
-        """The live view, fit for this projection: made if there is none, rebuilt if it is of an earlier version."""
+        """The live view, fit for this projection: made if there is none, rebuilt if it is of an earlier version.
+
+        Free of what was erased, too, be it paused or not.
+        """
         live = await self.store.live(self.name)
         if live is None:
             live = await self.store.create(self.projection.store, await self._new_head(), self._prepare)
@@ -179,6 +200,7 @@ class Runner:
                 head = await live.head()
             await self._check_log(head)
             self._check_fit(head)
+            live = await self._without_erased(live, head)
             yield live
         finally:
             await live.aclose()
@@ -186,7 +208,21 @@ class Runner:
     # -- at work ------------------------------------------------------------------------------------------------------
 
     async def _work(self, lease: Lease) -> None:
-        """Follow the log for as long as the lease is ours and the view stays the live one; raises Moved at the end."""
+        """Follow the log for as long as the lease is ours and the view stays the live one, as it is."""
+        try:
+            await self._work_on_one(lease)
+        except Moved as moved:
+            logger.debug("projection %s: %s", self.name, moved)
+            await asyncio.sleep(0)
+        except (UnavailableError, Busy) as error:
+            await self._wait(error)
+
+    async def _wait(self, error: Exception) -> None:
+        logger.warning("projection %s waits: %s", self.name, error)
+        await asyncio.sleep(_AGAIN)
+
+    async def _work_on_one(self, lease: Lease) -> None:
+        """The same; raises Moved at the end."""
         async with self.opened() as view:
             head = await view.head()
             while head.paused:
@@ -194,12 +230,12 @@ class Runner:
                 await asyncio.sleep(_LOOK)
                 self._look(view, lease)
                 head = await view.head()
-            folder = Folder(self.projection, view, head.checkpoint)
+            folder = Folder(self.projection, view, head)
             logger.info("projection %s runs from event %d on, into %s", self.name, head.checkpoint + 1, view.place)
             async with self._feed(head.checkpoint + 1) as feed:
                 await self._follow(folder, feed, view, lease)
 
-    async def _follow(self, folder: Folder, feed: Feed, view: View, lease: Lease) -> None:
+    async def _follow(self, folder: Folder, feed: Batches, view: View, lease: Lease) -> None:
         coming: asyncio.Task[Batch] | None = None
         try:
             while True:
@@ -211,8 +247,7 @@ class Runner:
                     self._look(view, lease)
                     continue
                 batch, coming = coming.result(), None
-                if not lease.held:
-                    raise Moved("another instance is active")
+                self._look(view, lease)
                 await folder.take(batch)
         finally:
             if coming is not None:
@@ -225,6 +260,43 @@ class Runner:
             raise Moved("another instance is active")
         if not view.good():
             raise Moved("another generation is live")
+        if self._erasures.heard:
+            raise Moved("something was erased, or may have been")
+
+    async def _without_erased(self, live: View, head: Head) -> View:
+        """The live view, free of every value that has been erased by now, which is then confirmed."""
+        last = await self._erasures.last()
+        if last > head.erased:
+            erasures = await self._erasures.after(head.erased)
+            await self.store.tidy(self.name)
+            if not await self._taken_out(live, head, erasures):
+                logger.info("projection %s: made anew without what was erased", self.name)
+                await self._rebuild(live)
+                live = await self._existing()
+            last = max(last, erasures[-1].revision)
+        await self._erasures.honoured(last)
+        return live
+
+    async def _taken_out(self, live: View, head: Head, erasures: list[Erasure]) -> bool:
+        """Whether the view is free of erased values without being made anew."""
+        last = erasures[-1].revision
+        if head.erased >= 0 and (not head.events or not self._erasures.concern(self.selection, erasures)):
+            return await live.forget(last, None)
+        forget = forgetting(self.projection, erasures)
+        if forget is None:
+            return False
+        building = await self.store.building(self.name)
+        if building is not None:
+            begun = (await building.head()).generation
+            await building.aclose()
+            await self.store.discard(self.name, begun)
+        try:
+            return await live.forget(last, forget)
+        except (Moved, Busy, UnavailableError):
+            raise
+        except Exception as error:  # the function is the user's, and there is another way
+            logger.warning("projection %s cannot take out what was erased, and is made anew", self.name, exc_info=error)
+            return False
 
     async def _fold(self, folder: Folder, target: int) -> None:
         """Bring a view up to sequence ``target``."""
@@ -233,7 +305,7 @@ class Runner:
         async with self._feed(folder.checkpoint + 1) as feed:
             await folder.through(feed, target)
 
-    def _feed(self, start: int) -> Feed:
+    def _feed(self, start: int) -> Batches:
         return self.source.feed(self.selection, start, previous=self.projection.previous)
 
     @asynccontextmanager
@@ -243,7 +315,7 @@ class Runner:
         if view is not None:
             head = await view.head()
             wanted = (self.projection.version, self.selection, await self.source.log_id())
-            if (head.version, head.selection, head.log) != wanted:
+            if (head.version, head.selection, head.log) != wanted or head.erased < await self._erasures.last():
                 await view.aclose()
                 await self.store.discard(self.name, head.generation)
                 view = None
@@ -274,6 +346,7 @@ class Runner:
             error=None,
             failed_at=None,
             updated=datetime.now(UTC),
+            erased=await self._erasures.last(),
         )
 
     @property

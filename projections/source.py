@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Protocol, Self
 
 from agentfield.codec import EVENT_HEADER, EVENT_ID, Record, reference_of
 from agentfield.errors import DecodeError, HistoryTruncatedError, InvalidInputError
@@ -51,6 +51,26 @@ class Batch:
     """Everything up to this sequence is in it, or was before it."""
     events: list[Event] = field(default_factory=list)
     skipped: list[int] = field(default_factory=list)
+
+
+class Batches(Protocol):
+    """A walk over the log in batches, as an async context manager."""
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    async def batch(self, most: int) -> Batch:
+        """What has come, at most so many events unless the walk has its own measure; waits until there is something."""
+
+    def until(self, target: int, most: int) -> AsyncIterator[Batch]:
+        """Batches up to sequence ``target``, which the log has reached; then the end."""
+
+
+EVERY_MESSAGE: Final = Selection((), ())
+"""What no pattern says: every message of the log, events of keys or not."""
 
 
 class Source:
@@ -119,7 +139,9 @@ def check_selection(selection: Selection) -> Selection:
 
 
 def filters_of(source: Source, selection: Selection) -> tuple[str, ...]:
-    """The subjects that hear a selection."""
+    """The subjects that hear a selection; none means all there are."""
+    if selection == EVERY_MESSAGE:
+        return ()
     patterns = [Pattern.parse(text) for text in selection.patterns]
     scopes = [(check_scope_kind(kind), id) for kind, id in selection.scopes]
     subjects = source.fabric.subjects

@@ -54,6 +54,9 @@ class Head:
     """The sequence of the event it stopped at."""
     updated: datetime
     """When it last advanced, by the clock of who did it."""
+    erased: int = 0
+    """It owes no erasure whose notice has this revision or a smaller one. Negative while what was taken out of it may
+    still lie in its files: it then owes them all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,8 @@ class Step:
     checkpoint: int
     events: int
     skipped: int = 0
+    erased: int = 0
+    """What the view's head has to say of erasures: events that were decrypted before one are not added after it."""
 
 
 class Moment(NamedTuple):
@@ -110,6 +115,12 @@ class View(Protocol):
 
     async def pause(self, paused: bool) -> None:
         """Let nobody advance it, or let it go on."""
+
+    async def forget(self, revision: int, fold: Fold | None) -> bool:
+        """Take out by a fold what was erased, paused or not; on return no file holds it, and the head says so.
+
+        Without a fold, nothing is to be taken out. False, and nothing was changed, where files cannot be freed of it.
+        """
 
     def frozen(self, *, alone: bool = False) -> AbstractAsyncContextManager[Moment]:
         """The view as it is at one moment, to be read during the block; ``alone``: nobody can advance it meanwhile."""
@@ -160,6 +171,9 @@ class Store(Protocol):
 
     async def discard(self, name: str, generation: int) -> None:
         """Remove a generation that is not live."""
+
+    async def tidy(self, name: str) -> None:
+        """Remove what somebody left behind who died while he compared a view."""
 
     async def remove(self, name: str) -> bool:
         """Remove a view with all its generations; whether there was one."""

@@ -44,17 +44,12 @@ class Live:
         """The messages of the log with sequences from ``start`` to ``stop``, which it has reached."""
         if start > stop:
             return
-        async with self._reader(start, filters) as reader:
+        async with self.reader(start, filters) as reader:
             async for record in reader.until(stop):
                 yield stored_of(record)
 
-    async def follow(self, start: int) -> AsyncGenerator[Stored, None]:
-        """The messages of the log from ``start`` on, without end."""
-        async with self._reader(start, ()) as reader:
-            async for record in reader.follow():
-                yield stored_of(record)
-
-    def _reader(self, start: int, filters: Sequence[str]) -> Reader:
+    def reader(self, start: int, filters: Sequence[str] = ()) -> Reader:
+        """A walk over the messages of the log from ``start`` on, which :func:`stored_of` gives as they are stored."""
         log = self._fabric.log
         return Reader(log.connection, log.stream, filters, start=start, exact=True, patience=log.timeout)
 
@@ -63,6 +58,11 @@ class Live:
     async def last_seal(self) -> SignedSeal | None:
         """The seal that was stored last, by the word of the leader; None if there is none."""
         record = await self._seals.last_of(self.subject)
+        return None if record is None else _signed_seal(record)
+
+    async def seal(self, number: int) -> SignedSeal | None:
+        """The seal with a number, by the word of the leader; None if there is none."""
+        record = await self._seals.at(number)
         return None if record is None else _signed_seal(record)
 
     async def seals(self, last: int) -> AsyncGenerator[SignedSeal, None]:

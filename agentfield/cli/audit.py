@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 from collections.abc import Sequence
-from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -19,12 +16,13 @@ from agentfield.audit.nkey import check_public_key, require_cryptography
 from agentfield.audit.replacing import replacing
 from agentfield.audit.reporting import Question, Report, collect, page
 from agentfield.audit.seal import MAX_EVENTS, Seal
-from agentfield.audit.sealing import EVERY, WITHIN, Sealer
 from agentfield.cli.connecting import connected
 from agentfield.cli.invocation import Invocation, command, group
 from agentfield.cli.kinds import DURATION, POINT, Point
 from agentfield.cli.logs import warn_on_stderr
 from agentfield.cli.output import Output, size
+from agentfield.cli.projecting import source_of
+from agentfield.cli.running_projections import check_not_paused, run_all
 from agentfield.cli.scopes import EVERYWHERE, scope_options, to_read
 from agentfield.cli.verdicts import entitle, failure, show
 from agentfield.cli.waiting import wait
@@ -33,11 +31,12 @@ from agentfield.fabric.fabric import Fabric
 from agentfield.memory.addressing import AnyScope
 from agentfield.memory.history import bounds
 from agentfield.pattern import Pattern
+from projections.seals import EVERY, WITHIN, Sealer, Seals
 
 _PATH = click.Path(path_type=Path)
-_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
-_public_keys = click.option(
+public_keys_option = click.option(
     "--public-key",
     "keys",
     multiple=True,
@@ -63,7 +62,7 @@ def keygen_command(invocation: Invocation, path: Path) -> None:
 
 
 @command("seal")
-@click.option("--key", "key_file", type=_FILE, required=True, metavar="FILE", help="The key's file, from keygen.")
+@click.option("--key", "key_file", type=FILE, required=True, metavar="FILE", help="The key's file, from keygen.")
 @click.option("--follow", is_flag=True, help="Go on sealing what comes, until Ctrl-C or SIGTERM.")
 @click.option(
     "--every",
@@ -85,47 +84,31 @@ def seal_command(invocation: Invocation, key_file: Path, follow: bool, every: in
     """Seal what the log holds and no seal covers yet.
 
     Any number of processes may seal one log; one of them does the work, the others stand by. After any interruption,
-    the next one goes on where the last seal ends.
+    the next one goes on where the last seal ends. With --follow, this is `agentfield projections run seals`.
     """
     signer = read_key(key_file)
     output = invocation.output
+    warn_on_stderr()
 
     async def seal() -> int:
-        async with connected(invocation) as fabric:
-            sealer = Sealer(fabric, signer, every=every, within=within)
-            count = 0
-            async with aclosing(sealer.seal_all()) as seals:
-                async for each in seals:
-                    _print_seal(each, output)
-                    count += 1
-            output.note(f"sealed up to revision {sealer.sealed_up_to}, signed by {signer.public}")
+        count = 0
+
+        def made(each: Seal) -> None:
+            nonlocal count
+            count += 1
+            _print_seal(each, output)
+
+        async with source_of(invocation) as source:
+            sealer = Sealer(source, Seals(signer, every=every, within=within, made=made))
+            last = await sealer.catch_up()
+            await check_not_paused(sealer, last)
+            output.note(f"sealed up to revision {last}, signed by {signer.public}")
             if follow:
-                warn_on_stderr()
-                await _until_told(_follow(sealer, output))
+                await run_all([sealer])
             return count
 
     if wait(seal()) == 0 and not follow:
         output.note("there was nothing to seal")
-
-
-async def _follow(sealer: Sealer, output: Output) -> None:
-    async with aclosing(sealer.follow()) as seals:
-        async for each in seals:
-            _print_seal(each, output)
-
-
-async def _until_told(work: Any) -> None:
-    """Do it until SIGINT or SIGTERM; raises what it raises."""
-    loop = asyncio.get_running_loop()
-    task = asyncio.ensure_future(work)
-    for each in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(each, task.cancel)
-    try:
-        await asyncio.wait({task})
-        if not task.cancelled():
-            task.result()
-    finally:
-        task.cancel()
 
 
 def _print_seal(seal: Seal, output: Output) -> None:
@@ -139,9 +122,9 @@ def _print_seal(seal: Seal, output: Output) -> None:
 @command("verify")
 @click.option("--from", "start", type=POINT, metavar="POINT", help="Verify from here on, in whole seals.")
 @click.option("--to", "stop", type=POINT, metavar="POINT", help="Verify up to here, in whole seals.")
-@click.option("--export", "path", type=_FILE, metavar="FILE", help="Verify this export, by the seals in it.")
+@click.option("--export", "path", type=FILE, metavar="FILE", help="Verify this export, by the seals in it.")
 @click.option("--live-seals", is_flag=True, help="With --export: by the seals on the server.")
-@_public_keys
+@public_keys_option
 @click.option(
     "--witness",
     "witness_file",
@@ -162,6 +145,20 @@ def verify_command(
 
     Everything is computed again from what is stored, and compared with the seals and their signatures.
     """
+    verify_seals(invocation, start, stop, path, live_seals=live_seals, keys=keys, witness_file=witness_file)
+
+
+def verify_seals(
+    invocation: Invocation,
+    start: Point | None = None,
+    stop: Point | None = None,
+    path: Path | None = None,
+    *,
+    live_seals: bool = False,
+    keys: Sequence[str],
+    witness_file: Path | None = None,
+) -> None:
+    """Verify, and say what was found; without a path, the live log."""
     require_cryptography()
     trusted = [check_public_key(key) for key in keys]
     if live_seals and path is None:
@@ -268,7 +265,7 @@ def export_command(
 @click.option("--since", type=POINT, metavar="POINT", help="From this time (RFC 3339), age (15m, 2h) or revision on.")
 @click.option("--until", type=POINT, metavar="POINT", help="Up to before this time or age, or up to this revision.")
 @click.option("--output", "path", type=_PATH, metavar="FILE", help="Where to write the page.  [default: stdout]")
-@_public_keys
+@public_keys_option
 @scope_options
 def report_command(
     invocation: Invocation,

@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from agentfield.audit.keyfile import read_key
 from agentfield.cli.connecting import connected, place
 from agentfield.cli.invocation import Invocation
 from agentfield.cli.loading import import_target
@@ -21,9 +22,11 @@ from agentfield.errors import InvalidInputError
 from agentfield.settings import Settings
 from projections import state
 from projections.projection import Projection, check
+from projections.runner import Runner
+from projections.seals import Sealer, Seals
 from projections.shipped import SHIPPED, shipped
 from projections.source import Source
-from projections.stores import Directory, open_store
+from projections.stores import Directory, Stores, open_store
 
 _DIRECTORY = "projections"
 
@@ -59,6 +62,31 @@ async def source_of(invocation: Invocation) -> AsyncIterator[Source]:
 def is_state(target: str) -> bool:
     """Whether a target names buckets: ``state``, or ``state:SCOPE``."""
     return target.partition(":")[0] == state.NAME
+
+
+def is_seals(target: str) -> bool:
+    """Whether a target names the seals, which are verified by their signatures and never made anew."""
+    return target == Seals.name
+
+
+def runner_of(source: Source, projection: Projection, directory: Directory) -> Runner:
+    """What runs a projection, with its view in a directory or on the server."""
+    if isinstance(projection, Seals):
+        return Sealer(source, projection)
+    return Runner(source, projection, Stores(source, directory))
+
+
+def with_key(projections: Sequence[Projection], key_file: Path | None) -> list[Projection]:
+    """The same, seals with the key of a file. Raises InvalidInputError where one is missing, or nobody asks for one."""
+    seals = any(isinstance(projection, Seals) for projection in projections)
+    if seals and key_file is None:
+        raise InvalidInputError("seals are signed: give --key FILE; `agentfield audit keygen FILE` makes one")
+    if key_file is None:
+        return list(projections)
+    if not seals:
+        raise InvalidInputError("--key is for seals alone, and they are not among these projections: leave it out")
+    signed = Seals(read_key(key_file))
+    return [signed if isinstance(projection, Seals) else projection for projection in projections]
 
 
 def load_projections(targets: Sequence[str]) -> list[Projection]:

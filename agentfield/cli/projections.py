@@ -9,26 +9,32 @@ from typing import Any
 
 import click
 
+from agentfield.cli.audit import FILE, public_keys_option, verify_seals
 from agentfield.cli.examining_buckets import examine_buckets
 from agentfield.cli.invocation import Invocation, command, group
 from agentfield.cli.logs import show_life
 from agentfield.cli.output import age, moment, visible
 from agentfield.cli.projecting import (
     chosen_store,
+    is_seals,
     is_state,
     load_projection,
     load_projections,
+    runner_of,
     source_of,
     store_option,
+    with_key,
 )
 from agentfield.cli.running_projections import bring_up_to_date, run_all, say_where
 from agentfield.cli.waiting import wait
-from agentfield.errors import ConflictError, NotFoundError, ProjectionError
+from agentfield.errors import ConflictError, InvalidInputError, NotFoundError, ProjectionError
 from projections import state
-from projections.runner import Runner
+from projections.erasures import Erasures, owed, owed_elsewhere
+from projections.runner import view_name
 from projections.shipped import SHIPPED
 from projections.source import Source
 from projections.stores import Stores
+from projections.stores.seals import NEVER
 from projections.view import Head, View
 
 _COLUMNS = ("projection", "version", "state", "checkpoint", "lag", "events", "age")
@@ -63,15 +69,18 @@ def list_command(invocation: Invocation, store: Path | None) -> None:
 @command("run")
 @click.argument("targets", metavar="TARGET...", nargs=-1, required=True)
 @click.option("--once", is_flag=True, help="Bring the views up to date, and end.")
+@click.option("--key", "key_file", type=FILE, metavar="FILE", help="For seals: the key's file, from audit keygen.")
 @store_option
-def run_command(invocation: Invocation, targets: Sequence[str], once: bool, store: Path | None) -> None:
+def run_command(
+    invocation: Invocation, targets: Sequence[str], once: bool, key_file: Path | None, store: Path | None
+) -> None:
     """Keep views current, until Ctrl-C or SIGTERM.
 
     TARGET is the name of a projection that ships, or a file or module in which yours is: FILE_OR_MODULE[:NAME]. Of
     several processes that run the same one on the same store, one works and the others stand by. A projection that
     fails stops alone; the command fails when all have stopped, or with --once, if one has.
     """
-    projections = load_projections(targets)
+    projections = with_key(load_projections(targets), key_file)
     chosen = chosen_store(invocation, store)
     logging.getLogger("agentfield.consumer").setLevel(logging.WARNING)
     if not once:
@@ -79,7 +88,7 @@ def run_command(invocation: Invocation, targets: Sequence[str], once: bool, stor
 
     async def run() -> None:
         async with source_of(invocation) as source:
-            runners = [Runner(source, projection, Stores(source, chosen)) for projection in projections]
+            runners = [runner_of(source, projection, chosen) for projection in projections]
             if once:
                 await bring_up_to_date(runners, invocation)
             else:
@@ -95,28 +104,34 @@ def status_command(invocation: Invocation, names: Sequence[str], store: Path | N
     """Show where every view stands, how far it is behind, and what stopped it."""
     chosen = chosen_store(invocation, store)
 
-    async def look() -> list[dict[str, Any]]:
+    async def look() -> tuple[list[dict[str, Any]], dict[str, int]]:
         async with source_of(invocation) as source:
             stores = Stores(source, chosen)
             there = await stores.names()
             for name in names:
                 if name not in there:
                     raise NotFoundError(f"there is no view of {name!r} in {chosen.root}: run the projection first")
-            return [row for name in names or there for row in await _status(source, stores, name)]
+            rows = [row for name in names or there for row in await _status(source, stores, name)]
+            return rows, {} if names else await owed_elsewhere(source, {row["registered"] for row in rows})
 
-    rows = wait(look())
+    rows, elsewhere = wait(look())
     if invocation.json:
         for row in rows:
             invocation.output.object(row)
         return
+    for name, count in elsewhere.items():
+        invocation.output.note(f"view {name}, which is kept elsewhere, has not confirmed {_erasures(count)}")
     if not rows:
         invocation.output.note(f"there are no views in {chosen.root}")
         return
     cells = [tuple(str(row[column]) for column in _COLUMNS) for row in rows]
     invocation.output.table(_COLUMNS, cells, right=("version", "checkpoint", "lag", "events", "age"))
     for row in rows:
+        if row["owes"]:
+            invocation.output.line(f"{row['projection']} owes {_erasures(row['owes'])}: run it, or rebuild it")
         if row["error"] is not None:
-            invocation.output.line(f"{row['projection']} stopped at event {row['failed_at']}: {visible(row['error'])}")
+            at = "" if row["failed_at"] is None else f" at event {row['failed_at']}"
+            invocation.output.line(f"{row['projection']} stopped{at}: {visible(row['error'])}")
 
 
 async def _status(source: Source, store: Stores, name: str) -> list[dict[str, Any]]:
@@ -128,9 +143,15 @@ async def _status(source: Source, store: Stores, name: str) -> list[dict[str, An
             head = await view.head()
         finally:
             await view.aclose()
-        taken = await source.lease(f"{name}-{store.identity(view.kind)}").taken()
-        rows.append(await _row(source, view, head, known or _state(head, taken)))
+        registered = view_name(name, store, view.kind)
+        taken = await source.lease(registered).taken()
+        row = await _row(source, view, head, known or _state(head, taken))
+        rows.append({**row, "registered": registered})
     return rows
+
+
+def _erasures(count: int) -> str:
+    return "1 erasure" if count == 1 else f"{count} erasures"
 
 
 def _state(head: Head, taken: bool) -> str:
@@ -157,6 +178,7 @@ async def _row(source: Source, view: View, head: Head, state: str) -> dict[str, 
         "updated": moment(head.updated),
         "age": age(source.fabric.log.now() / 1e9 - head.updated.timestamp()),
         "view": view.place,
+        "owes": await owed(source, head) if ours else 0,
     }
 
 
@@ -172,25 +194,33 @@ def rebuild_command(invocation: Invocation, target: str, store: Path | None) -> 
     if is_state(target):
         examine_buckets(invocation, target, state.rebuild)
         return
+    if is_seals(target):
+        raise InvalidInputError(NEVER)
     projection = load_projection(target)
     chosen = chosen_store(invocation, store)
 
     async def rebuild() -> int:
         async with source_of(invocation) as source:
-            return await Runner(source, projection, Stores(source, chosen)).rebuild()
+            return await runner_of(source, projection, chosen).rebuild()
 
     say_where(invocation, projection.name, "checkpoint", wait(rebuild()), "was rebuilt up to event")
 
 
 @command("verify")
 @click.argument("target")
+@public_keys_option
 @store_option
-def verify_command(invocation: Invocation, target: str, store: Path | None) -> None:
+def verify_command(invocation: Invocation, target: str, keys: Sequence[str], store: Path | None) -> None:
     """Compare a view with one made anew from the log; fail if they differ.
 
     TARGET as for run; the view may be run meanwhile. With state, or state:SCOPE, compares the buckets that the server
-    fills.
+    fills; with seals, the log with its seals, as `audit verify` does.
     """
+    if is_seals(target):
+        verify_seals(invocation, keys=keys)
+        return
+    if keys:
+        raise InvalidInputError("--public-key is for seals alone: leave it out")
     if is_state(target):
         examine_buckets(invocation, target, state.verify)
         return
@@ -199,7 +229,7 @@ def verify_command(invocation: Invocation, target: str, store: Path | None) -> N
 
     async def verify() -> dict[str, Any]:
         async with source_of(invocation) as source:
-            verdict = await Runner(source, projection, Stores(source, chosen)).verify()
+            verdict = await runner_of(source, projection, chosen).verify()
         fields = {"equal": verdict.equal, "checkpoint": verdict.checkpoint, "rows": verdict.rows}
         return {"projection": projection.name, **fields, "found": verdict.found, "expected": verdict.expected}
 
@@ -265,13 +295,15 @@ def remove_command(invocation: Invocation, name: str, store: Path | None) -> Non
             if view is None:
                 raise NotFoundError(f"there is no view of {name!r} in {chosen.root}")
             await view.aclose()
-            lease = source.lease(f"{name}-{stores.identity(view.kind)}")
+            registered = view_name(name, stores, view.kind)
+            lease = source.lease(registered)
             if await lease.taken():
                 raise ConflictError(
                     name, expected=None, actual=None, message=f"{name} is being run: stop it first; nothing was removed"
                 )
             await stores.remove(name)
             await lease.forget()
+            await Erasures(source, name, registered).unregister()
 
     wait(remove())
     if invocation.json:

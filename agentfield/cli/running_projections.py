@@ -23,18 +23,23 @@ async def bring_up_to_date(runners: Sequence[Runner], invocation: Invocation) ->
     for runner in runners:
         try:
             checkpoint = await runner.catch_up()
-            async with runner.opened() as view:
-                if (await view.head()).paused:
-                    raise ProjectionError(
-                        f"{runner.name} is paused after event {checkpoint}: `agentfield projections resume "
-                        f"{runner.name}` lets it go on",
-                        projection=runner.name,
-                    )
+            await check_not_paused(runner, checkpoint)
             say_where(invocation, runner.name, "checkpoint", checkpoint, "is current up to event")
         except ProjectionError as error:
             failures.append(error)
     if failures:
         raise _all_of(failures)
+
+
+async def check_not_paused(runner: Runner, checkpoint: int) -> None:
+    """Raises :class:`ProjectionError` if the view could not be brought further than this since it is paused."""
+    async with runner.opened() as view:
+        if (await view.head()).paused:
+            raise ProjectionError(
+                f"{runner.name} is paused after event {checkpoint}: `agentfield projections resume {runner.name}` "
+                "lets it go on",
+                projection=runner.name,
+            )
 
 
 async def run_all(runners: Sequence[Runner]) -> None:

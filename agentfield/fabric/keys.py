@@ -100,6 +100,11 @@ class Keys:
             await subscription.unsubscribe()
         self.forget()
 
+    @property
+    def declared(self) -> bool:
+        """Whether anything was ever declared personal, as far as this process knows."""
+        return self._generation > 0
+
     # -- the policy ---------------------------------------------------------------------------------------------------
 
     async def present_policy(self) -> PrivacyPolicy:

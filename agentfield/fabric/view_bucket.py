@@ -8,11 +8,12 @@ expectation. Must not know: what a view holds.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from agentfield.fabric.batch import MAX_BATCH, BatchItem, send_together
 from agentfield.fabric.bucket import Bucket
 from agentfield.fabric.connection import Connection
+from agentfield.fabric.facts import as_metadata, describe, facts_in
 from agentfield.fabric.faults import Fault, ServerFault, Verdict, error_of
 from agentfield.fabric.jetstream import ATTEMPT, api
 from agentfield.fabric.log import Conflict
@@ -20,8 +21,6 @@ from agentfield.fabric.topology import REPLICAS
 
 __all__ = ["MAX_BATCH", "BatchItem", "Conflict", "Described", "ViewBucket", "described"]
 
-_FACTS = "agentfield-"
-"""The names of our facts among a stream's metadata."""
 _SUBJECTS = "$KV.>"
 
 
@@ -46,7 +45,7 @@ class ViewBucket(Bucket):
             "name": self._stream,
             "description": "the view of a projection",
             "subjects": [f"{self.prefix}>"],
-            "metadata": {f"{_FACTS}{name}": value for name, value in facts.items()},
+            "metadata": as_metadata(facts),
             "storage": "file" if lasting else "memory",
             "max_msgs_per_subject": 1,
             "discard": "new",
@@ -68,13 +67,7 @@ class ViewBucket(Bucket):
 
     async def describe(self, facts: Mapping[str, str]) -> None:
         """Change the facts it is described by, at once and as a whole."""
-        try:
-            config: dict[str, Any] = (await api(self._connection, f"STREAM.INFO.{self._stream}"))["config"]
-            metadata = config.get("metadata") or {}
-            metadata |= {f"{_FACTS}{name}": value for name, value in facts.items()}
-            await api(self._connection, f"STREAM.UPDATE.{self._stream}", {**config, "metadata": metadata})
-        except Fault as fault:
-            raise error_of(fault, f"describing bucket {self.name}") from None
+        await describe(self._connection, self._stream, facts)
 
     async def write(self, items: Sequence[BatchItem]) -> int:
         """Store all items or none; return the sequence of the last.
@@ -103,8 +96,7 @@ async def described(connection: Connection) -> list[Described]:
             raise error_of(fault, "listing the views on the server") from None
         streams = page.get("streams") or []
         for stream in streams:
-            metadata = stream["config"].get("metadata") or {}
-            facts = {key.removeprefix(_FACTS): value for key, value in metadata.items() if key.startswith(_FACTS)}
+            facts = facts_in(stream["config"])
             if facts:
                 found.append(Described(stream["config"]["name"].removeprefix("KV_"), facts))
         total = int(page.get("total", 0))

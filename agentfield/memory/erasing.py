@@ -4,8 +4,9 @@ Owns: the order of the steps, and the receipt. The keys are condemned first, by 
 with one of them can be stored after that (see ``encrypting``), so what the receipt counts is all there is. Then the
 present entries are deleted, as events, so that whoever reacts knows; the log is looked through for what is covered and
 what is not; the keys are destroyed, the leader is asked whether they are gone, and the replicas' journals are made
-anew; views that hold plain values are told; the receipt is stored. Invariants: whatever step it broke off at, doing it
-again finishes it; nothing is said to be covered whose key is still there, or that was never encrypted.
+anew; a notice is left in the log, and views that hold plain values are told; the receipt is stored. Invariants:
+whatever step it broke off at, doing it again finishes it; nothing is said to be covered whose key is still there, or
+that was never encrypted.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ from agentfield.version import __version__
 logger = logging.getLogger("agentfield.erasing")
 
 NOT_KNOWN = (
-    "what was copied in plain: views of projections, exports, prompts and answers of models, results of calls, notes, "
-    "errors, logs"
+    "what was copied in plain: views that are not registered, exports, prompts and answers of models, results of "
+    "calls, notes, errors, logs"
 )
 """What no erasure can know of; every receipt says so."""
 _TRIES = 20
@@ -127,7 +128,8 @@ class ErasureReceipt(BaseModel):
     tallies: list[Tally]
     """What became of every value ever stored there."""
     views: dict[str, views.Answer]
-    """The views that hold plain values, and whether they have dropped these."""
+    """The views that hold plain values, and what they said: ``"dropped"``, they confirm that these are gone;
+    ``"told"``, they are still at it; ``"failed"``; ``"not running"``: whoever keeps it next is told first of all."""
     not_known: str = NOT_KNOWN
     version: str = __version__
     signature: str | None = None
@@ -173,6 +175,7 @@ async def erase(
     await fabric.keys.announce()
     journals = await fabric.keys.renew_journals()
     id = new_id()
+    notice = await views.notify(fabric, views.Erasure(id, target.pattern, target.scopes))
     receipt = ErasureReceipt(
         id=id,
         erased=str(target),
@@ -185,7 +188,7 @@ async def erase(
         journals_renewed=journals,
         up_to=up_to,
         tallies=tallies,
-        views=await views.tell(fabric, id, target.pattern, target.scopes),
+        views=await views.tell(fabric, notice),
     )
     if sign is not None:
         signature = sign(orjson.dumps(receipt.model_dump(mode="json", exclude={"signature"})))

@@ -107,8 +107,8 @@ class BucketView:
         """Apply and move, both or neither."""
         async with self._turn:
             head, sequence = await self._read()
-            if head.checkpoint != step.expected or head.paused:
-                raise Moved(f"bucket {self.place} is not at {step.expected}, or is paused")
+            if head.checkpoint != step.expected or head.paused or head.erased != step.erased:
+                raise Moved(f"bucket {self.place} is not at {step.expected}, or is paused, or something was erased")
             moved = replace(
                 head,
                 checkpoint=step.checkpoint,
@@ -126,6 +126,12 @@ class BucketView:
     async def pause(self, paused: bool) -> None:
         """Let nobody advance it, or let it go on."""
         await self._change(paused=paused)
+
+    async def forget(self, revision: int, fold: Fold | None) -> bool:
+        """Only where nothing is to be taken out: the server keeps what is replaced in its files for a while."""
+        if fold is None:
+            await self._change(erased=revision)
+        return fold is None
 
     @asynccontextmanager
     async def frozen(self, *, alone: bool = False) -> AsyncIterator[Moment]:
@@ -287,6 +293,9 @@ class Buckets:
     async def discard(self, name: str, generation: int) -> None:
         """Remove a generation that is not live."""
         await self._bucket(name, generation).remove()
+
+    async def tidy(self, name: str) -> None:
+        """Nothing to do: scratch buckets lie in the server's memory alone."""
 
     async def remove(self, name: str) -> bool:
         """Remove a view with all its generations; whether there was one."""

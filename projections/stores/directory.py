@@ -123,6 +123,11 @@ class Directory:
         """Remove a generation that is not live."""
         remove_file(self._generation(name, generation))
 
+    async def tidy(self, name: str) -> None:
+        """Remove scratch views that somebody left behind; who is still at one keeps it open all the same."""
+        for path in (self.root / check_name(name)).glob("scratch-*"):
+            path.unlink(missing_ok=True)
+
     async def remove(self, name: str) -> bool:
         """Remove a view with all its generations; whether there was one."""
         link = self._link(check_name(name))

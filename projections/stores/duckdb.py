@@ -7,6 +7,7 @@ the file is closed whenever there is nothing to apply, and opening it is tried f
 from __future__ import annotations
 
 import re
+import secrets
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -14,7 +15,7 @@ from importlib import import_module
 from typing import Any
 
 from agentfield import InvalidInputError
-from projections.stores.sql import HEAD, FileView
+from projections.stores.sql import HEAD, FileView, remove_file
 
 _BUSY = 30.0
 """Seconds that opening waits for another process to close the file."""
@@ -95,6 +96,21 @@ class DuckView(FileView):
         """Whether another process has had the file open for too long."""
         return isinstance(error, _duckdb().IOException) and "lock" in str(error).lower()
 
+    def scrub(self, connection: Any) -> None:
+        """Copy what is in the file into another one, which takes its place while nobody else can open it."""
+        draft = self.path.with_name(f"draft-{secrets.token_hex(4)}{self.path.suffix}")
+        try:
+            (name,) = connection.execute("SELECT current_database()").fetchone()
+            connection.execute(f"ATTACH '{_quoted(str(draft), chr(39))}' AS anew")
+            connection.execute(f'COPY FROM DATABASE "{_quoted(name, chr(34))}" TO anew')
+            connection.execute("DETACH anew")
+            connection.execute("CHECKPOINT")  # so that closing the old file has nothing to do beside the new one
+            draft.replace(self.path)
+        finally:
+            remove_file(draft)
+            self._connection = None
+            connection.close()
+
     def wrap(self, connection: Any) -> DuckTransaction:
         """The connection, without what would end the transaction."""
         return DuckTransaction(connection)
@@ -109,6 +125,10 @@ class DuckView(FileView):
             connection, self._connection = self._connection, None
             if connection is not None:
                 await self._run(connection.close)
+
+
+def _quoted(text: str, quote: str) -> str:
+    return text.replace(quote, quote * 2)
 
 
 def _rows(view: Any) -> Iterator[Sequence[Any]]:

@@ -1,4 +1,4 @@
-"""All stores as one: files in a directory, and buckets on the server. Who looks for a view need not know its kind."""
+"""All stores as one: files in a directory, buckets and seals on the server. Who looks need not know a view's kind."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from agentfield import InvalidInputError
 from projections.source import Source
 from projections.stores.bucket import KIND, Buckets
 from projections.stores.directory import Directory
+from projections.stores.seals import KIND as SEALS
+from projections.stores.seals import SealStore
 from projections.view import Fold, Head, Store, View
 
 
@@ -17,6 +19,7 @@ class Stores:
     def __init__(self, source: Source, directory: Directory) -> None:
         self.directory = directory
         self.buckets = Buckets(source)
+        self.seals = SealStore(source)
 
     @property
     def root(self) -> Path:
@@ -29,11 +32,11 @@ class Stores:
 
     async def names(self) -> list[str]:
         """The views that there are."""
-        return sorted({*await self.directory.names(), *await self.buckets.names()})
+        return sorted({name for store in self._all for name in await store.names()})
 
     async def live(self, name: str) -> View | None:
         """The live generation of a view, or None."""
-        return await self.directory.live(name) or await self.buckets.live(name)
+        return await self.directory.live(name) or await self.buckets.live(name) or await self.seals.live(name)
 
     async def building(self, name: str) -> View | None:
         """The generation that a rebuild has begun, or None."""
@@ -42,8 +45,7 @@ class Stores:
     async def create(self, kind: str, head: Head, prepare: Fold) -> View:
         """A new, empty generation. Raises InvalidInputError if the view is where views of this kind are not."""
         store = self._of(kind)
-        other: Store = self.directory if store is self.buckets else self.buckets
-        if head.name in await other.names():
+        if any([head.name in await other.names() for other in self._all if other is not store]):
             raise InvalidInputError(
                 f"the view of {head.name} is not a {kind} yet, and cannot become one in one step: remove it first "
                 "(`agentfield projections remove`), or give the projection another name"
@@ -62,14 +64,28 @@ class Stores:
         """Remove a generation that is not live."""
         await (await self._with(name)).discard(name, generation)
 
+    async def tidy(self, name: str) -> None:
+        """Remove what somebody left behind who died while he compared a view."""
+        for store in self._all:
+            await store.tidy(name)
+
     async def remove(self, name: str) -> bool:
         """Remove a view with all its generations; whether there was one."""
-        removed = [await store.remove(name) for store in (self.directory, self.buckets)]
+        removed = [await store.remove(name) for store in self._all]
         return any(removed)
 
+    @property
+    def _all(self) -> tuple[Store, ...]:
+        return self.directory, self.buckets, self.seals
+
     def _of(self, kind: str) -> Store:
-        return self.buckets if kind == KIND else self.directory
+        if kind == KIND:
+            return self.buckets
+        return self.seals if kind == SEALS else self.directory
 
     async def _with(self, name: str) -> Store:
         """The store that a view lives in."""
-        return self.buckets if name in await self.buckets.names() else self.directory
+        for store in self._all:
+            if name in await store.names():
+                return store
+        return self.directory

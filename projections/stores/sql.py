@@ -25,16 +25,19 @@ from projections.view import Busy, Fold, Head, Moment, Moved, Step
 T = TypeVar("T")
 
 HEAD = "_projection"
-_COLUMNS = "name, version, generation, log, selection, checkpoint, events, skipped, paused, error, failed_at, updated"
+_COLUMNS = (
+    "name, version, generation, log, selection, checkpoint, events, skipped, paused, error, failed_at, updated, erased"
+)
 _CREATE = f"""CREATE TABLE {HEAD} (
     name TEXT, version BIGINT, generation BIGINT, log TEXT, selection TEXT, checkpoint BIGINT, events BIGINT,
-    skipped BIGINT, paused BIGINT, error TEXT, failed_at BIGINT, updated TEXT
+    skipped BIGINT, paused BIGINT, error TEXT, failed_at BIGINT, updated TEXT, erased BIGINT
 )"""
-_INSERT = f"INSERT INTO {HEAD} ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_INSERT = f"INSERT INTO {HEAD} ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _ADVANCE = (
     f"UPDATE {HEAD} SET checkpoint = ?, events = events + ?, skipped = skipped + ?, updated = ?, error = NULL, "
-    "failed_at = NULL WHERE checkpoint = ? AND paused = 0 RETURNING checkpoint"
+    "failed_at = NULL WHERE checkpoint = ? AND paused = 0 AND erased = ? RETURNING checkpoint"
 )
+_FORGET = f"UPDATE {HEAD} SET erased = ? RETURNING checkpoint"
 
 
 class FileView(ABC):
@@ -88,6 +91,10 @@ class FileView(ABC):
         """Whether the database says that somebody else has the file to himself."""
 
     @abstractmethod
+    def scrub(self, connection: Any) -> None:
+        """Write the file anew, so that nothing is left in it, or beside it, of what was deleted or replaced."""
+
+    @abstractmethod
     def wrap(self, connection: Any) -> Any:
         """What ``apply`` gets as the view: it can do anything but begin and end transactions."""
 
@@ -125,6 +132,22 @@ class FileView(ABC):
     async def pause(self, paused: bool) -> None:
         """Let nobody advance it, or let it go on."""
         await self._write(f"UPDATE {HEAD} SET paused = ?, updated = ?", int(paused), _now())
+
+    async def forget(self, revision: int, fold: Fold | None) -> bool:
+        """Take out what was erased, then free the file of it; the head says that it is gone when it is."""
+        if fold is not None:
+            async with self._turn:
+                try:
+                    await self._run(self._begin_to_forget)
+                    await self._run(lambda: self._connection.execute(_FORGET, (-revision,)).fetchall())
+                    await self._fold(fold)
+                    await self._run(self._commit)
+                except BaseException:
+                    await self._run(self._undo)
+                    raise
+                await self._run(lambda: self.scrub(self._open()))
+        await self._write(f"UPDATE {HEAD} SET erased = ?", revision)
+        return True
 
     @asynccontextmanager
     async def frozen(self, *, alone: bool = False) -> AsyncIterator[Moment]:
@@ -177,15 +200,18 @@ class FileView(ABC):
         values = (
             *(head.name, head.version, head.generation, head.log, json.dumps(head.selection.fields())),
             *(head.checkpoint, head.events, head.skipped, int(head.paused), head.error, head.failed_at, _now()),
+            head.erased,
         )
         connection.execute(_INSERT, values)
 
     def _head(self) -> Head:
         row = self._open().execute(f"SELECT {_COLUMNS} FROM {HEAD}").fetchone()
-        name, version, generation, log, selection, checkpoint, events, skipped, paused, error, failed_at, updated = row
+        name, version, generation, log, selection, checkpoint, events, skipped, paused, error, failed_at, updated = row[
+            :-1
+        ]
         return Head(
             *(name, version, generation, log, Selection.from_fields(json.loads(selection)), checkpoint, events),
-            *(skipped, bool(paused), error, failed_at, datetime.fromisoformat(updated)),
+            *(skipped, bool(paused), error, failed_at, datetime.fromisoformat(updated), row[-1]),
         )
 
     def _move(self, step: Step) -> None:
@@ -193,9 +219,15 @@ class FileView(ABC):
         self.begin(connection, write=True)
         if not self._good():
             raise Moved(f"{self.path} is no longer live")
-        values = (step.checkpoint, step.events, step.skipped, _now(), step.expected)
+        values = (step.checkpoint, step.events, step.skipped, _now(), step.expected, step.erased)
         if not connection.execute(_ADVANCE, values).fetchall():
-            raise Moved(f"{self.path} is not at {step.expected}, or is paused")
+            raise Moved(f"{self.path} is not at {step.expected}, or is paused, or something was erased")
+
+    def _begin_to_forget(self) -> None:
+        connection = self._open()
+        self.begin(connection, write=True)
+        if not self._good():
+            raise Moved(f"{self.path} is no longer live")
 
     def _commit(self) -> None:
         self.end(self._connection, keep=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from projections.stores.sql import HEAD, FileView
+from projections.view import Busy
 
 _BUSY = 30.0
 """Seconds that a writer waits for another one: as long as a rebuild may hold a view to take its place."""
@@ -76,6 +77,21 @@ class SqliteView(FileView):
     def is_busy(self, error: Exception) -> bool:
         """Whether another process has had the write lock for too long."""
         return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
+
+    def scrub(self, connection: sqlite3.Connection) -> None:
+        """Write the file anew from what is in it, and cut off the log of old pages, as soon as nobody reads these."""
+        self._ending = True
+        try:
+            connection.execute("VACUUM")
+        finally:
+            self._ending = False
+        busy, *_ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if busy:
+            raise Busy(
+                f"the view {self.path}: somebody reads it as it was before something was erased from it, and has not "
+                "ended",
+                projection=self.path.parent.name,
+            )
 
     def wrap(self, connection: sqlite3.Connection) -> SqliteTransaction:
         """The connection, without what would end the transaction."""

@@ -4,17 +4,16 @@ import asyncio
 import json
 import signal
 import stat
-from contextlib import aclosing
 from pathlib import Path
 
 import pytest
 
 import agentfield
 from agentfield.audit.keyfile import make_key, read_key
-from agentfield.audit.sealing import Sealer
 from agentfield.fabric.fabric import Fabric
 from tests.cli.command import Cli
 from tests.support import NatsServer
+from tests.support.sealing import seal_all
 
 
 @pytest.fixture
@@ -35,8 +34,8 @@ def sealed(cli: Cli, server: NatsServer, namespace: str, key: tuple[str, str]) -
             await memory.delete("order_3", scope="global")
         fabric = await Fabric.open(server.url, namespace=namespace, name="sealer")
         try:
-            async with aclosing(Sealer(fabric, read_key(Path(key[0])), every=5).seal_all()) as seals:
-                assert [seal.last async for seal in seals] == [5, 10, 12]
+            seals = await seal_all(fabric, read_key(Path(key[0])), every=5)
+            assert [seal.last for seal in seals] == [5, 10, 12]
         finally:
             await fabric.aclose()
 

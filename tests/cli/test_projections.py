@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from agentfield import Memory
+from agentfield.audit.keyfile import make_key
 from tests.cli.command import Cli
 from tests.cli.conftest import Remember
 from tests.support import wait_until
+from tests.support.searching import files_with
 
 SPENDING = """\
 from projections import Projection
@@ -153,7 +155,7 @@ def test_a_paused_view_is_left_alone(cli: Cli, remember: Remember, spending: Pat
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("run", "nosuch"), "projections that ship: timeline, metrics, state"),
+        (("run", "nosuch"), "projections that ship: timeline, metrics, seals, state"),
         (("run", "empty.py"), "defines no projection"),
         (("run", "timeline", "timeline"), "two projections are called 'timeline'"),
         (("rebuild", "nosuch.py:a"), "there is no file nosuch.py"),
@@ -162,6 +164,10 @@ def test_a_paused_view_is_left_alone(cli: Cli, remember: Remember, spending: Pat
         (("status", "nosuch"), "there is no view of 'nosuch'"),
         (("pause", "nosuch"), "there is no view of 'nosuch'"),
         (("verify", "timeline"), "there is no view of 'timeline'"),
+        (("verify", "timeline", "--public-key", "A"), "--public-key is for seals alone"),
+        (("run", "seals"), "seals are signed: give --key FILE"),
+        (("run", "timeline", "--key", "spending.py"), "--key is for seals alone"),
+        (("rebuild", "seals"), "seals are not made anew, nor taken away"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(
@@ -182,6 +188,59 @@ def test_the_buckets_of_the_server_are_verified_and_made_anew(cli: Cli, remember
     assert [each["keys"] for each in cli("projections", "verify", "state", "--json").objects] == [0, 0, 0, 2]
     assert "one of workflow, session" in cli("projections", "verify", "state:every").error
     assert "the server itself keeps the state" in cli("projections", "run", "state").error
+
+
+def test_seals_are_a_projection_and_audit_seal_is_the_same_one(
+    cli: Cli, remember: Remember, store: str, tmp_path: Path, namespace: str
+) -> None:
+    orders(remember, 3, 4)
+    key, where = str(tmp_path / "audit.key"), ("--store", store)
+    public = make_key(Path(key)).public
+    run = ("projections", "run", "seals", "--key", key, *where)
+    assert cli(*run, "--once").out == "seals is current up to event 2\n"
+    orders(remember, 5)
+    assert cli("audit", "seal", "--key", key).out == "seal 2 revisions 3 to 3\n"
+    (status,) = cli("projections", "status", "--json", *where).objects
+    named = ("projection", "state", "checkpoint", "lag", "events", "view")
+    assert [status[name] for name in named] == ["seals", "idle", 3, 0, 3, f"{namespace.upper()}_SEALS"]
+    verified = cli("projections", "verify", "seals", "--public-key", public)
+    assert "verified revisions 1 to 3 (3 events, 2 seals)" in verified.out
+    assert cli("projections", "pause", "seals", *where).out == "seals is paused after event 3\n"
+    paused = cli("audit", "seal", "--key", key)
+    assert (paused.code, "seals is paused after event 3: `agentfield projections resume" in paused.err) == (1, True)
+    assert cli("projections", "resume", "seals", *where).code == 0
+    running = cli.start(*run)
+    try:
+        running.wait_line("projection seals runs from event 4 on")
+    finally:
+        assert running.end(signal.SIGTERM).code == 0
+    refused = cli("projections", "remove", "seals", *where)
+    assert (refused.code, "seals are not made anew, nor taken away" in refused.error) == (2, True)
+
+
+def test_a_view_that_owes_an_erasure_is_shown_until_it_has_dropped_it(
+    cli: Cli, remember: Remember, store: str, tmp_path: Path
+) -> None:
+    async def write(memory: Memory) -> None:
+        await memory.set_personal(["session"])
+        await memory.session("s-1").set("email", "ada@example.org")
+
+    remember(write)
+    where = ("--store", store)
+    cli("projections", "run", "--once", "timeline", *where)
+    erased = cli("erase", "session", "s-1", "--yes", "--json")
+    (name,) = erased.object["views"]
+    assert (erased.code, erased.object["views"][name]) == (1, "not running")
+    status = cli("projections", "status", *where)
+    assert "timeline owes 1 erasure: run it, or rebuild it" in status.out
+    elsewhere = cli("projections", "status", "--store", str(tmp_path / "others"))
+    assert f"view {name}, which is kept elsewhere, has not confirmed 1 erasure" in elsewhere.err
+    assert cli("timeline", "ada", *where).lines == []
+    (row,) = cli("projections", "status", "--json", *where).objects
+    assert (row["owes"], row["registered"]) == (0, name)
+    assert not files_with(Path(store), b"ada@example")
+    assert cli("projections", "remove", "timeline", *where).code == 0
+    assert cli("erase", "session", "s-1", "--yes", "--json").object["views"] == {}
 
 
 def test_the_timeline_finds_who_did_what(cli: Cli, remember: Remember, store: str) -> None:

@@ -7,7 +7,6 @@ import json
 import secrets
 from base64 import b64decode, b64encode
 from contextlib import AsyncExitStack
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +20,7 @@ from agentfield.memory import erasing
 from agentfield.memory.encrypting import condemnations
 from agentfield.memory.watch import CaughtUp
 from tests.support import NatsServer, eventually
+from tests.support.searching import files_with
 
 SECRET = "ada@example.org"
 
@@ -37,12 +37,6 @@ def fates(receipt: ErasureReceipt) -> dict[str, int]:
 
 
 # -- nothing is left --------------------------------------------------------------------------------------------------
-
-
-def files_with(directory: Path, needle: bytes) -> list[str]:
-    """Every file below a directory that holds these bytes."""
-    found = [path for path in directory.rglob("*") if path.is_file() and needle in path.read_bytes()]
-    return sorted(path.relative_to(directory).as_posix() for path in found)
 
 
 async def messages_with(fabric: Fabric, needles: list[bytes]) -> list[str]:

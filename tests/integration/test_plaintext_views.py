@@ -7,8 +7,10 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from agentfield import Erasure, InvalidInputError, Memory, Scope
+from agentfield import Erasure, InvalidInputError, Memory, Scope, connect
 from agentfield.memory import views
+from agentfield.pattern import Pattern
+from tests.support import NatsServer, eventually
 
 SECRET = "ada@example.org"
 
@@ -82,7 +84,42 @@ async def test_a_view_that_fails_is_named_in_the_receipt(
     monkeypatch.setattr(views, "PATIENCE", 0.3)
     async with memory.plaintext_view("broken", fails), memory.plaintext_view("stuck", hangs):
         receipt = await memory.erase(scope="session", scope_id="user-1")
-    assert (receipt.views, receipt.complete) == ({"broken": "failed", "stuck": "failed"}, False)
+    assert (receipt.views, receipt.complete) == ({"broken": "failed", "stuck": "told"}, False)
+
+
+async def test_a_view_that_failed_once_is_told_of_that_again_before_the_next(memory: Memory, user: Memory) -> None:
+    heard: list[str] = []
+    broken = True
+
+    async def drop(erasure: Erasure) -> None:
+        if broken:
+            raise RuntimeError("the disk is full")
+        heard.append(erasure.id)
+
+    async with memory.plaintext_view("timeline", drop):
+        first = await memory.erase(scope="session", scope_id="user-1")
+        broken = False
+        second = await memory.erase(scope="session", scope_id="user-2")
+    assert (first.views, second.views) == ({"timeline": "failed"}, {"timeline": "dropped"})
+    assert heard == [first.id, second.id]
+
+
+async def test_a_view_that_was_disconnected_is_told_when_it_is_connected_again(
+    fresh_server: NatsServer, namespace: str
+) -> None:
+    heard: list[str] = []
+    async with (
+        connect(fresh_server.url, namespace=namespace, name="keeper") as keeper,
+        connect(fresh_server.url, namespace=namespace) as memory,
+    ):
+        await memory.set_personal(["session"])
+        async with keeper.plaintext_view("timeline", noting(heard)):
+            fabric = await memory._fabric()
+            target = Erasure("e-1", Pattern.parse("*"), (("session", "user-1"),))
+            await views.notify(fabric, target)  # what an eraser leaves whom the view cannot hear
+            assert heard == []
+            await fresh_server.restart()
+            await eventually(lambda: heard == ["e-1"], within=20, what="the view hears of it")
 
 
 @pytest.mark.parametrize("name", ["", "a.b", "a b", "*", "x" * 65])

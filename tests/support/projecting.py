@@ -42,8 +42,13 @@ def chains_in(path: Path) -> dict[str, tuple[int, str]]:
     return {key: (count, last) for key, count, last in rows(path, "SELECT key, events, hash FROM chains")}
 
 
+def connected_to(path: Path) -> sqlite3.Connection:
+    """The view's file, as its users open it."""
+    return sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None)
+
+
 def rows(path: Path, query: str, parameters: Iterable[Any] = ()) -> list[Any]:
-    connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+    connection = connected_to(path)
     try:
         return connection.execute(query, tuple(parameters)).fetchall()
     finally:

@@ -57,7 +57,10 @@ ON_TOP = {"projections": words(""), "examples": words("local")}  # the demo star
 DOORS = {
     Path("projections/source.py"): words("codec errors event execution fabric memory pattern scope settings"),
     Path("projections/buckets.py"): words("codec errors fabric scope"),
+    Path("projections/erasures.py"): words("event fabric memory pattern"),
     Path("projections/stores/bucket.py"): words("fabric key value"),
+    Path("projections/stores/seals.py"): words("audit fabric"),
+    Path("projections/seals.py"): words("audit codec"),
 }
 # Of agentfield itself, only the command line knows what stands on top: it is the one to whom users name it.
 KNOWS_PROJECTIONS = words("cli")

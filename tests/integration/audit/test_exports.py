@@ -15,7 +15,6 @@ from agentfield import DecodeError, InvalidInputError, Memory
 from agentfield.audit.checking import check_export, open_export
 from agentfield.audit.exporting import Exported, Selection, export
 from agentfield.audit.nkey import Signer
-from agentfield.audit.sealing import Sealer
 from agentfield.audit.source import Live
 from agentfield.audit.verifying import Verdict
 from agentfield.fabric.fabric import Fabric
@@ -23,6 +22,7 @@ from agentfield.memory.addressing import AnyScope
 from agentfield.pattern import Pattern
 from agentfield.scope import RESOLUTION
 from tests.support.events import write
+from tests.support.sealing import seal_all
 
 SIGNER = Signer.generate()
 EVERYWHERE: tuple[AnyScope, ...] = tuple((kind, None) for kind in RESOLUTION)
@@ -36,8 +36,7 @@ async def sealed(fabric: Fabric, memory: Memory) -> Fabric:
         await memory.set(f"order_{number}", {"total": number, "name": "né"})
     await memory.delete("order_3")
     await memory.set("cart", [1], scope="session", scope_id="a/b")
-    async with aclosing(Sealer(fabric, SIGNER, every=5).seal_all()) as seals:
-        assert [seal.last async for seal in seals] == [5, 10, 12]
+    assert [seal.last for seal in await seal_all(fabric, SIGNER, every=5)] == [5, 10, 12]
     return fabric
 
 
@@ -232,8 +231,7 @@ async def test_an_export_made_before_the_last_seals_is_verified_by_them(sealed: 
     await sealed.connection.request(memory_subject, b"1", timeout=5)
     await export(sealed, path, "jsonl", WHOLE)
     await sealed.connection.request(memory_subject, b"2", timeout=5)
-    async with aclosing(Sealer(sealed, SIGNER).seal_all()) as seals:
-        assert [(seal.first, seal.last) async for seal in seals] == [(13, 14)]
+    assert [(seal.first, seal.last) for seal in await seal_all(sealed, SIGNER)] == [(13, 14)]
     assert (await verdict(path)).unsealed == 1
     result = await verdict(path, by=sealed)
     assert (result.intact, result.last, result.events) == (True, 13, 13)
@@ -267,9 +265,7 @@ async def test_what_was_erased_is_exported_as_erased_and_still_verified(
     await memory.set_personal(["session"])
     await memory.session("user-1").set("email", "ada@example.org")
     await memory.erase(scope="session", scope_id="user-1")
-    async with aclosing(Sealer(sealed, SIGNER, every=100).seal_all()) as seals:
-        async for _ in seals:
-            pass
+    await seal_all(sealed, SIGNER)
     cloud, lines = tmp_path / "cloud", tmp_path / "lines"
     await export(sealed, cloud, "cloudevents", WHOLE)
     events = [json.loads(line) for line in cloud.read_text().splitlines()]

@@ -8,12 +8,12 @@ import pytest
 from agentfield.audit.chain import Stored
 from agentfield.audit.checking import check_live
 from agentfield.audit.nkey import Signer
-from agentfield.audit.sealing import Sealer
 from agentfield.audit.source import Live
 from agentfield.fabric.fabric import Fabric
 from tests.support import NatsServer
 from tests.support.events import write_many
 from tests.support.forging import forge
+from tests.support.sealing import seal_all
 
 OpenFabric = Callable[..., Awaitable[Fabric]]
 SIGNER = Signer.generate()
@@ -71,8 +71,7 @@ async def test_what_was_done_to_the_live_log_is_named(
 ) -> None:
     fabric = await open_fabric(fresh_server)
     await write_many(fabric, [f"k.{number}" for number in range(COUNT)], b'"value"')
-    async with aclosing(Sealer(fabric, SIGNER, every=5).seal_all()) as seals:
-        assert [seal.last async for seal in seals][-1] == COUNT
+    assert (await seal_all(fabric, SIGNER, every=5))[-1].last == COUNT
     fresh_server.stop_now()
     rewritten: list[Stored] = []
 

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from contextlib import aclosing
 from html.parser import HTMLParser
 from typing import Any
 
@@ -11,7 +10,6 @@ import pytest
 from agentfield import Agent, Memory
 from agentfield.audit.nkey import Signer
 from agentfield.audit.reporting import Question, Report, collect, page
-from agentfield.audit.sealing import Sealer
 from agentfield.cli.verdicts import entitle
 from agentfield.fabric.fabric import Fabric
 from agentfield.memory.addressing import AnyScope
@@ -19,15 +17,14 @@ from agentfield.pattern import Pattern
 from agentfield.scope import RESOLUTION
 from tests.support import NatsServer
 from tests.support.events import write
+from tests.support.sealing import seal_all
 
 SIGNER = Signer.generate()
 EVERYWHERE: tuple[AnyScope, ...] = tuple((kind, None) for kind in RESOLUTION)
 
 
 async def seal(fabric: Fabric, every: int = 3) -> None:
-    async with aclosing(Sealer(fabric, SIGNER, every=every).seal_all()) as seals:
-        async for _ in seals:
-            pass
+    await seal_all(fabric, SIGNER, every=every)
 
 
 async def report(
