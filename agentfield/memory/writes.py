@@ -29,7 +29,7 @@ from agentfield.memory.lock import Lock
 from agentfield.memory.offline import OfflineBuffer
 from agentfield.memory.state import holds_something, is_live
 from agentfield.memory.transaction import Transaction
-from agentfield.memory.writing import Write, check_revision, check_write, prepare, store, store_together
+from agentfield.memory.writing import Write, check_event_id, check_revision, check_write, prepare, store, store_together
 from agentfield.scope import Scope
 
 UPDATE_TRIES = 1000
@@ -286,7 +286,10 @@ class Writes(Base):
         try:
             revision = await store_together(fabric, self._lifetimes, writes, repeated=event_id is not None)
         except OutcomeUnknownError as error:
-            raise OutcomeUnknownError(str(error), event_id=batch) from None
+            raise OutcomeUnknownError(
+                f"{error}; the same set_many with event_id={batch!r} within two minutes cannot store it twice",
+                event_id=batch,
+            ) from None
         self.seen.saw(revision)
         return revision
 
@@ -303,24 +306,41 @@ class Writes(Base):
         self.seen.saw(deleted.revision)
         return deleted.number
 
-    def transaction(self, *, once: bool = False) -> Transaction:
+    def transaction(self, *, once: bool = False, event_id: str | None = None) -> Transaction:
         """Several reads and writes as one: ``async with memory.transaction() as tx``; see :class:`Transaction`.
 
         With ``once``, in a handler, they are stored together with a marker that the handler has handled its event, and
         so at most once however often, and in however many instances, the event comes again: ``tx.handled`` says then
         that it has been, and the end of the block stores nothing. One such transaction a run.
 
+        ``event_id``, from an :class:`OutcomeUnknownError`, repeats a transaction whose outcome was unknown: run the
+        block again. If it had been stored, nothing is stored now, whatever the block writes this time, and
+        ``tx.revision`` is the first one's.
+
         Raises :class:`InvalidInputError` for ``once`` outside a handler: a reasoner has no event to mark, even if a
         handler calls it.
         """
+        check_event_id(event_id)
         effects = self._effects()
+        if once and event_id is not None:
+            raise InvalidInputError(
+                "transaction(once=True) knows by its marker whether it has been stored: repeat it without event_id"
+            )
         if once and effects is None:
             raise InvalidInputError(
                 "transaction(once=True) works in a handler itself, and one with delivery='agent', where there is an "
                 "event that can be marked as handled; elsewhere, leave once out"
             )
         return Transaction(
-            self._fabric, self._lifetimes, self.schemas, self._place(), self._writer(), self.seen, effects, once=once
+            self._fabric,
+            self._lifetimes,
+            self.schemas,
+            self._place(),
+            self._writer(),
+            self.seen,
+            effects,
+            once=once,
+            event_id=event_id,
         )
 
     def offline(self, *, limit: int = 1000, timeout: float = 60.0) -> OfflineBuffer:

@@ -101,6 +101,11 @@ def check_write(key: str, ttl: float | None = None, event_id: object = None) -> 
     key_tokens(key)
     if ttl is not None:
         check_ttl(ttl)
+    check_event_id(event_id)
+
+
+def check_event_id(event_id: object) -> None:
+    """Raises :class:`InvalidInputError` unless this can be the id of an event, or is None."""
     if event_id is None:
         return
     if not isinstance(event_id, str) or _EVENT_ID.fullmatch(event_id) is None:
