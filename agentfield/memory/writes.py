@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import RootModel
 
-from agentfield.codec import EVENT_ID, Record
+from agentfield.codec import EVENT_ID, Record, expires_at_ns
 from agentfield.effects import ids_in_batch
 from agentfield.errors import ConflictError, InvalidInputError, NotFoundError, OutcomeUnknownError
 from agentfield.execution import new_id
@@ -170,8 +170,11 @@ class Writes(Base):
         ``function`` gets the value (``default`` if there is none) and returns the new one; it may be async and take
         minutes, and it may be called several times, so it should do nothing but compute. Returns the value stored.
         Rounds pause with jitter; after 1,000 lost rounds :class:`ConflictError`. What the function raises is raised,
-        and nothing is stored. ``agentfield.memory.merges`` has ready-made functions that commute. In a handler, an
-        update that is stored already when its event comes again is not made again; what it stored is returned.
+        and nothing is stored. ``agentfield.memory.merges`` has ready-made functions that commute.
+
+        A value that expires still does so when it would have, unless ``ttl`` lets it expire so many seconds after this
+        write. In a handler, an update that is stored already when its event comes again is not made again; what it
+        stored is returned.
         """
         return await self._update(key, function, default, scope, scope_id, ttl=ttl)
 
@@ -203,11 +206,24 @@ class Writes(Base):
             if inspect.isawaitable(value):
                 value = await value
             encoded = self.schemas.encode(key, value)
-            write = prepare(
-                fabric, target, key, "set", encoded.payload, self._writer(), ttl=ttl, event_id=id, stamp=encoded.stamp
-            )
             expected = record.sequence if record else 0
+            ends = expires_at_ns(record) if record is not None and present and ttl is None else None
+            left = ttl if ends is None else (ends - fabric.log.now()) / 1e9
             try:
+                if ends is not None and left is not None and left <= 0:
+                    raise ConflictError(key, expected=expected, actual=0)  # it has expired while the function ran
+                write = prepare(
+                    fabric,
+                    target,
+                    key,
+                    "set",
+                    encoded.payload,
+                    self._writer(),
+                    ttl=left,
+                    ends=ends,
+                    event_id=id,
+                    stamp=encoded.stamp,
+                )
                 revision = await self._store(fabric, write, expected)
             except ConflictError:
                 if attempt == UPDATE_TRIES - 1:
@@ -229,7 +245,8 @@ class Writes(Base):
     ) -> int | float:
         """Add to a number (absent: 0), whatever else is written meanwhile, and return the sum.
 
-        A key that is bound to a model must be bound to a ``RootModel`` of a number.
+        What holds for ``update`` holds for its ``ttl``, too: without it, a number that expires still does so when it
+        would have. A key that is bound to a model must be bound to a ``RootModel`` of a number.
         """
         if isinstance(by, bool) or not isinstance(by, (int, float)):
             raise InvalidInputError(f"by={by!r} is not a number")
