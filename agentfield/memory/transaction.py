@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, Self
 
 from agentfield.codec import EVENT_ID, OPERATION, Record
 from agentfield.effects import Effects, ids_in_batch
@@ -45,6 +45,24 @@ class _Seen(NamedTuple):
     @property
     def revision(self) -> int:
         return 0 if self.record is None else self.record.sequence
+
+
+class Noted:
+    """What ``tx.set`` and ``tx.delete`` give: nothing, and nothing to wait for."""
+
+    __slots__ = ()
+
+    if not TYPE_CHECKING:  # a type checker refuses the await by itself
+
+        def __await__(self) -> NoReturn:
+            """Say that there is nothing to wait for."""
+            raise InvalidInputError(
+                "tx.set() and tx.delete() are not awaited: they only take note, and the end of the `async with` block "
+                "stores it all; leave the await out"
+            )
+
+
+_NOTED: Final = Noted()
 
 
 class Transaction:
@@ -178,14 +196,16 @@ class Transaction:
 
     def set(
         self, key: str, value: Any, scope: str | None = None, scope_id: str | None = None, *, ttl: float | None = None
-    ) -> None:
+    ) -> Noted:
         """Write a value at the commit. Validated here: :class:`InvalidInputError`."""
         encoded = self._schemas.encode(key, value)
         self._note(key, "set", encoded.payload, encoded.stamp, scope, scope_id, ttl)
+        return _NOTED
 
-    def delete(self, key: str, scope: str | None = None, scope_id: str | None = None) -> None:
+    def delete(self, key: str, scope: str | None = None, scope_id: str | None = None) -> Noted:
         """Delete a key at the commit, whether it has a value or not."""
         self._note(key, "delete", b"", None, scope, scope_id, None)
+        return _NOTED
 
     def _note(
         self,

@@ -513,6 +513,17 @@ async def test_a_transaction_that_was_not_stored_is_stored_when_it_is_repeated(m
         memory.transaction(once=True, event_id="transfer-3")
 
 
+async def test_a_write_of_a_transaction_that_is_awaited(memory: Memory) -> None:
+    async def write(name: str, *arguments: Any) -> None:
+        async with memory.transaction() as tx:
+            await getattr(tx, name)(*arguments)
+
+    for name, arguments in {"set": ("key", 1), "delete": ("key",)}.items():
+        with pytest.raises(InvalidInputError, match=r"not awaited: .* leave the await out"):
+            await write(name, *arguments)
+    assert not await memory.exists("key")
+
+
 async def test_part_of_a_batch_stored_before_is_not_taken_for_all_of_it(fabric: Fabric) -> None:
     stored = _items(fabric, "batch", 1)
     await append_batch(fabric.log, stored)
