@@ -61,6 +61,9 @@ OPERATION: Final = "KV-Operation"
 MAX_TTL: Final = 100 * 366 * 86400.0
 """The longest ttl in seconds, a century: adding it to a time must stay within what datetime and RFC 3339 can say."""
 
+_LAST_END = 2**63 - 1
+"""Nanoseconds since the epoch, in the year 2262."""
+
 _VERSION = 1
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -86,6 +89,8 @@ class _Header(NamedTuple):
     writer: Writer
     reason: Reason | None
     ttl: float | None
+    ends: int | None
+    """When the value expires, where that was fixed before it was stored: nanoseconds since the epoch."""
     reference: Reference | None
     stamp: Stamp | None
     encryption: Encryption | None
@@ -110,11 +115,14 @@ def encode_event(
     writer: Writer,
     reason: Reason | None = None,
     ttl: float | None = None,
+    ends: int | None = None,
     stamp: Stamp | None = None,
 ) -> dict[str, str]:
     """The headers of an event; its payload is ``encode_value``'s, or empty for a delete. A new dict, ASCII only.
 
-    ``stamp`` names the schema the value was encoded under. Raises InvalidInputError if the ttl is out of range.
+    ``ends``, in nanoseconds since the epoch, says when exactly a value with a ttl expires; without it, the ttl counts
+    from when the value is stored. ``stamp`` names the schema the value was encoded under. Raises InvalidInputError if
+    the ttl is out of range.
     """
     fields: dict[str, Any] = {"v": _VERSION, "type": operation}
     for name, value in writer.__dict__.items():
@@ -124,6 +132,8 @@ def encode_event(
         fields["reason"] = reason
     if ttl is not None:
         fields["ttl"] = check_ttl(ttl)
+        if ends is not None:
+            fields["ends"] = ends
     if stamp is not None:
         fields["schema"], fields["schema_version"] = stamp
     headers = {EVENT_ID: event_id, EVENT_HEADER: ascii_json(fields)}
@@ -242,7 +252,7 @@ def _event(record: Record, subjects: Subjects, data: Any, previous_data: Any, pr
             "previous_revision": previous_revision,
             "id": _id(record),
             "writer": header.writer,
-            "ttl": header.ttl,
+            "ttl": _ttl(record, header),
             "erased": record.erased,
             **_stamped(header.stamp),
         }
@@ -255,6 +265,7 @@ def decode_entry(record: Record, subjects: Subjects, *, schemas: Schemas | None 
         raise _undecodable(record, "a delete holds no value")
     scope, key = _address(record, subjects)
     header = _header(record, deleted=False)
+    expires = _expiry(record, header)
     return Entry.model_validate(
         {
             "key": key,
@@ -264,7 +275,7 @@ def decode_entry(record: Record, subjects: Subjects, *, schemas: Schemas | None 
             "scope_id": scope.id,
             "timestamp": _datetime(record.timestamp),
             "writer": header.writer,
-            "expires_at": None if header.ttl is None else _datetime(record.timestamp + _nanoseconds(header.ttl)),
+            "expires_at": None if expires is None else _datetime(expires),
             **_stamped(header.stamp),
         }
     )
@@ -282,8 +293,23 @@ def expires_at_ns(record: Record) -> int | None:
     """
     if is_delete(record):
         return None
-    ttl = _header(record, deleted=False).ttl
-    return None if ttl is None else record.timestamp + _nanoseconds(ttl)
+    return _expiry(record, _header(record, deleted=False))
+
+
+def _expiry(record: Record, header: _Header) -> int | None:
+    if header.ttl is None:
+        return None
+    if header.ends is None:
+        return record.timestamp + _nanoseconds(header.ttl)
+    return max(header.ends, record.timestamp + 1000)  # one that was stored too late ends at once
+
+
+def _ttl(record: Record, header: _Header) -> float | None:
+    """Seconds from when the value was stored to when it expires, as they are between the two times that are shown."""
+    expires = _expiry(record, header)
+    if header.ends is None or expires is None:
+        return header.ttl
+    return (expires // 1000 - record.timestamp // 1000) / 1e6
 
 
 def _address(record: Record, subjects: Subjects) -> tuple[Scope, str]:
@@ -343,10 +369,17 @@ def _unpack(packed: str) -> _Header:
         writer,
         reason,
         None if ttl is None else check_ttl(ttl),
+        _ends(fields.get("ends")),
         None if fields.get("object") is None else Reference.of(fields["object"]),
         None if fields.get("schema") is None else _stamp(fields),
         None if fields.get("encrypted") is None else Encryption.of(fields["encrypted"]),
     )
+
+
+def _ends(moment: object) -> int | None:
+    if moment is not None and (type(moment) is not int or not 0 < moment <= _LAST_END):
+        raise InvalidInputError(f"says wrongly when the value ends: {shown(moment)}")
+    return moment
 
 
 def _stamp(fields: Mapping[str, Any]) -> Stamp:

@@ -151,8 +151,11 @@ class Effects:
 
 
 def ids_in_batch(batch: str, places: Sequence[str]) -> list[str]:
-    """The ids of the writes of a batch, given its own."""
-    return [_digest(batch, place) for place in places]
+    """The ids of the writes of a batch, given its own; the last one has that one.
+
+    So the server knows a batch that comes again by its own id, even one that has come to write to other places.
+    """
+    return [*(_digest(batch, place) for place in places[:-1]), batch]
 
 
 def _digest(*parts: str | bytes) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 import orjson
 
 from agentfield.audit.nkey import Signer
+from agentfield.audit.replacing import replacing
 from agentfield.audit.verifying import Witness
 from agentfield.errors import InvalidInputError
 
@@ -59,9 +60,5 @@ def write_witness(path: Path, stream: str, witness: Witness) -> None:
     except FileNotFoundError:
         noted = {}
     noted[stream] = {"seal": witness.number, "hash": witness.hash}
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with replacing(path) as partial:
         partial.write_bytes(orjson.dumps({"agentfield_witness": noted}, option=orjson.OPT_INDENT_2) + b"\n")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

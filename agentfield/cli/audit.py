@@ -187,10 +187,12 @@ async def _check(
     if path is not None and not live_seals:
         if not all(isinstance(point, int | None) for point in (start, stop)):
             raise click.UsageError("of an export, a range is given by revisions", click.get_current_context())
-        stream = open_export(path).header.extent.stream
+        extent = open_export(path).header.extent
+        stream = extent.stream
         witness = None if witness_file is None else read_witness(witness_file, stream)
         begin = start if isinstance(start, int) else 1
         end = stop if isinstance(stop, int) else None
+        _refuse_nothing(begin, end, extent.last, "export")
         checked = await check_export(path, trusted=trusted, witness=witness, start=begin, stop=end)
         return checked, stream, int(datetime.now(UTC).timestamp() * 1e9)
     async with connected(invocation) as fabric:
@@ -198,14 +200,21 @@ async def _check(
         witness = None if witness_file is None else read_witness(witness_file, stream)
         first, end = await _range(fabric, start, stop)
         begin = first or 1
-        last = int((await fabric.log.state())["last_seq"])
-        if begin > (last if end is None else min(last, end)):
-            raise InvalidInputError(f"there is nothing to verify from revision {begin} on: the log ends at {last}")
-        if path is not None:
-            checked = await check_export(path, by=fabric, trusted=trusted, witness=witness, start=begin, stop=end)
-        else:
+        if path is None:
+            _refuse_nothing(begin, end, int((await fabric.log.state())["last_seq"]), "log")
             checked = await check_live(fabric, trusted=trusted, witness=witness, start=begin, stop=end)
+        else:
+            _refuse_nothing(begin, end, open_export(path).header.extent.last, "export")
+            checked = await check_export(path, by=fabric, trusted=trusted, witness=witness, start=begin, stop=end)
         return checked, stream, fabric.log.now()
+
+
+def _refuse_nothing(begin: int, end: int | None, last: int, what: str) -> None:
+    """Raises InvalidInputError for a range in which no event can be: to verify none would look like success."""
+    if begin > (last if end is None else min(last, end)):
+        asked = f"from revision {begin} on" if end is None else f"in revisions {begin} to {end}"
+        there = f"ends at {last}" if last else "is empty"
+        raise InvalidInputError(f"there is nothing to verify {asked}: the {what} {there}")
 
 
 @command("export")

@@ -7,7 +7,7 @@ then done with them.
 from __future__ import annotations
 
 import functools
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -128,6 +128,12 @@ def _load(target: str) -> list[Projection]:
     found = [projection for projection in _defined(vars(module), module.__name__) if wanted in ("", projection.name)]
     if not found:
         named = f" called {wanted!r}" if wanted else ""
+        for kind in _unfinished(vars(module), module.__name__):
+            if wanted in ("", getattr(kind, "name", "")):
+                raise InvalidInputError(
+                    f"{kind.__name__} in {module_name} has no apply(): write `def apply(self, event, view)`, which "
+                    "says what an event does to the view"
+                )
         raise InvalidInputError(f"{module_name} defines no projection{named}: subclass projections.Projection in it")
     return found
 
@@ -136,13 +142,26 @@ def _defined(names: dict[str, Any], module: str) -> list[Projection]:
     """The projections a module makes, and those of its classes that need nothing to be made."""
     made = [check(value) for value in names.values() if isinstance(value, Projection)]
     kinds = {type(projection) for projection in made}
-    for value in names.values():
-        own = isinstance(value, type) and issubclass(value, Projection) and value.__module__ == module
-        if own and value not in kinds and not getattr(value, "__abstractmethods__", None):
+    for kind in _own(names, module):
+        if kind not in kinds and not kind.__abstractmethods__:
             try:
-                made.append(check(value()))
+                made.append(check(kind()))
             except TypeError as error:
                 raise InvalidInputError(
-                    f"{value.__name__} cannot be made without arguments ({error}): make one in the file"
+                    f"{kind.__name__} cannot be made without arguments ({error}): make one in the file"
                 ) from None
     return made
+
+
+def _unfinished(names: dict[str, Any], module: str) -> list[type[Projection]]:
+    """Classes of a module that lack ``apply``, and that nothing in it completes."""
+    own = list(_own(names, module))
+    bases = {base for kind in own for base in kind.__mro__[1:]}
+    return [kind for kind in own if kind.__abstractmethods__ and kind not in bases]
+
+
+def _own(names: dict[str, Any], module: str) -> Iterator[type[Projection]]:
+    """The projection classes that a module defines."""
+    for value in names.values():
+        if isinstance(value, type) and issubclass(value, Projection) and value.__module__ == module:
+            yield value

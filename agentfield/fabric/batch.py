@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from contextlib import aclosing
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 import orjson
@@ -21,6 +23,7 @@ from agentfield.fabric.connection import Connection
 from agentfield.fabric.faults import Fault, NoAnswerFault, NoRespondersFault, ServerFault, Verdict, error_of
 from agentfield.fabric.jetstream import ATTEMPT, backoff
 from agentfield.fabric.log import EXPECTED, EXPECTED_ON, Conflict, Log
+from agentfield.fabric.topology import DUPLICATE_WINDOW
 
 logger = logging.getLogger("agentfield.log")
 
@@ -73,6 +76,7 @@ async def append_batch(log: Log, items: Sequence[BatchItem], *, repeated: bool =
     loop = asyncio.get_running_loop()
     deadline = loop.time() + log.timeout
     unknown = repeated
+    searched = False
     attempt = 0
     while True:
         fault: Fault
@@ -91,12 +95,13 @@ async def append_batch(log: Log, items: Sequence[BatchItem], *, repeated: bool =
             if caught.verdict is Verdict.COMMITTED or (caught.verdict is Verdict.CONFLICT and unknown):
                 # An earlier try has been stored, or stands in its own way, or somebody else was faster: the log knows.
                 try:
-                    sequence = await _stored(log, items)
+                    sequence = await _stored(log, items, known=caught.verdict is Verdict.COMMITTED and not searched)
                 except (UnavailableError, ClosedError):
                     raise _unknown(log, items) from None
                 if sequence is not None:
                     return sequence
                 unknown = unknown or caught.verdict is Verdict.COMMITTED
+                searched = searched or caught.verdict is Verdict.COMMITTED
             if caught.verdict is Verdict.CONFLICT and not (unknown and caught.in_flight):
                 raise Conflict(caught.actual_sequence) from None
             if caught.verdict not in (Verdict.RETRY, Verdict.COMMITTED, Verdict.CONFLICT):
@@ -157,17 +162,31 @@ async def send_together(connection: Connection, items: Sequence[BatchItem], time
     return sequence
 
 
-async def _stored(log: Log, items: Sequence[BatchItem]) -> int | None:
-    """Where the last item is stored, if the log holds it: then it holds them all."""
+async def _stored(log: Log, items: Sequence[BatchItem], *, known: bool) -> int | None:
+    """Where the last item is stored, if the log holds it: then it holds them all.
+
+    ``known`` says that the server knows one of the ids. Then the item is looked for under other subjects, too: a batch
+    that is made anew, to be repeated, may have come to write other keys than the first time.
+    """
     item = items[-1]
+    id = item.headers[EVENT_ID]
     (last,) = await log.last([item.subject])
-    if last is None:
-        return None
-    if last.headers.get(EVENT_ID) == item.headers[EVENT_ID]:
+    if last is not None and last.headers.get(EVENT_ID) == id:
         return last.sequence
-    # Its key has been written since; what was expected says where to begin to look.
-    start = 1 + max((each.expectation.sequence for each in items if each.expectation is not None), default=0)
-    async for record in log.read([item.subject], start=start, stop=last.sequence):
-        if record.headers.get(EVENT_ID) == item.headers[EVENT_ID]:
-            return record.sequence
+    recent = await log.sequence_at(datetime.fromtimestamp(log.now() / 1e9, UTC) - 2 * DUPLICATE_WINDOW)
+    if last is not None:
+        # Its key has been written since. Where to begin to look, what was expected may say, but not of a batch that was
+        # made anew: that expects what the first one has led to.
+        after = [each.expectation.sequence for each in items if each.expectation is not None]
+        found = await _find(log, item.subject, id, min(recent, 1 + max(after, default=0)), last.sequence)
+        if found is not None:
+            return found
+    return await _find(log, ">", id, recent) if known else None
+
+
+async def _find(log: Log, subject: str, id: str, start: int, stop: int | None = None) -> int | None:
+    async with aclosing(log.read([subject], start=start, stop=stop)) as records:
+        async for record in records:
+            if record.headers.get(EVENT_ID) == id:
+                return record.sequence
     return None

@@ -206,7 +206,7 @@ class Reverting:
         content = await self._resolver.content(step.then)
         if content is None:
             return None
-        return prepare(self._fabric, scope, key, "set", content, self._writer, ttl=left, stamp=stamp)
+        return prepare(self._fabric, scope, key, "set", content, self._writer, ttl=left, ends=ends, stamp=stamp)
 
 
 def _end_together(ours: Record, theirs: Record) -> bool:

@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, Self
 
 from agentfield.codec import EVENT_ID, OPERATION, Record
-from agentfield.effects import Effects
-from agentfield.errors import ConflictError, InvalidInputError, UnavailableError
+from agentfield.effects import Effects, ids_in_batch
+from agentfield.errors import ConflictError, InvalidInputError, OutcomeUnknownError, UnavailableError
 from agentfield.event import Writer
 from agentfield.execution import Seen
 from agentfield.fabric.batch import MAX_BATCH, Expectation
@@ -47,6 +47,24 @@ class _Seen(NamedTuple):
         return 0 if self.record is None else self.record.sequence
 
 
+class Noted:
+    """What ``tx.set`` and ``tx.delete`` give: nothing, and nothing to wait for."""
+
+    __slots__ = ()
+
+    if not TYPE_CHECKING:  # a type checker refuses the await by itself
+
+        def __await__(self) -> NoReturn:
+            """Say that there is nothing to wait for."""
+            raise InvalidInputError(
+                "tx.set() and tx.delete() are not awaited: they only take note, and the end of the `async with` block "
+                "stores it all; leave the await out"
+            )
+
+
+_NOTED: Final = Noted()
+
+
 class Transaction:
     """Reads and writes that take effect together. Use as ``async with memory.transaction() as tx``.
 
@@ -57,6 +75,9 @@ class Transaction:
 
     In a handler, ``memory.transaction(once=True)`` also marks the event as handled. If it had been before, ``handled``
     is True from the beginning, and leaving the block stores nothing.
+
+    If nobody knows whether the commit was stored, it raises :class:`OutcomeUnknownError`; its ``event_id``, given to
+    ``memory.transaction(event_id=…)``, repeats the block without storing it twice.
     """
 
     def __init__(
@@ -70,6 +91,7 @@ class Transaction:
         effects: Effects | None = None,
         *,
         once: bool = False,
+        event_id: str | None = None,
     ) -> None:
         self._source = fabric
         self._lifetimes = lifetimes
@@ -80,6 +102,7 @@ class Transaction:
         self._effects = effects
         self._once = once
         self._marker: Marker | None = None
+        self._event_id = event_id
         self._batch = ""
         self._fabric: Fabric | None = None
         self._seen: dict[str, _Seen] = {}
@@ -173,14 +196,16 @@ class Transaction:
 
     def set(
         self, key: str, value: Any, scope: str | None = None, scope_id: str | None = None, *, ttl: float | None = None
-    ) -> None:
+    ) -> Noted:
         """Write a value at the commit. Validated here: :class:`InvalidInputError`."""
         encoded = self._schemas.encode(key, value)
         self._note(key, "set", encoded.payload, encoded.stamp, scope, scope_id, ttl)
+        return _NOTED
 
-    def delete(self, key: str, scope: str | None = None, scope_id: str | None = None) -> None:
+    def delete(self, key: str, scope: str | None = None, scope_id: str | None = None) -> Noted:
         """Delete a key at the commit, whether it has a value or not."""
         self._note(key, "delete", b"", None, scope, scope_id, None)
+        return _NOTED
 
     def _note(
         self,
@@ -218,7 +243,21 @@ class Transaction:
             marks = [] if self._marker is None else [self._marker.write(self._writer)]
             marked = [] if self._marker is None else [self._marker.expectation()]
             try:
-                revision = await store_together(fabric, self._lifetimes, [*marks, *writes], [*marked, *expectations])
+                revision = await store_together(
+                    fabric,
+                    self._lifetimes,
+                    [*marks, *writes],
+                    [*marked, *expectations],
+                    repeated=self._event_id is not None,
+                )
+            except OutcomeUnknownError as error:
+                if self._marker is not None:
+                    raise
+                raise OutcomeUnknownError(
+                    f"{error}; the same block in memory.transaction(event_id={self._batch!r}) within two minutes "
+                    "cannot store it twice",
+                    event_id=self._batch,
+                ) from None
             except Conflict:
                 if self._marker is not None and await self._marker.look():
                     self.handled = True  # another instance was faster
@@ -235,13 +274,22 @@ class Transaction:
         raise UnavailableError("the transaction met undecided writes for too long; nothing was written")
 
     def _recognisable(self) -> list[Write]:
-        """The writes, in a handler under ids that are the same when it writes the same again."""
+        """The writes, under ids that are the same when the block is run again to be repeated.
+
+        In a handler, they are so by themselves whenever it writes the same again.
+        """
         writes = list(self._writes.values())
-        if self._effects is None or not writes:
+        if not writes:
             return writes
-        contents = [(write.headers.get(OPERATION, "SET"), write.payload, repr(write.ttl)) for write in writes]
         places = [write.subject for write in writes]
-        self._batch, ids = self._effects.of_batch(list(zip(places, contents, strict=True)), conditional=True)
+        if self._event_id is not None:
+            self._batch = self._event_id
+        elif self._effects is not None:
+            contents = [(write.headers.get(OPERATION, "SET"), write.payload, repr(write.ttl)) for write in writes]
+            self._batch, _ = self._effects.of_batch(list(zip(places, contents, strict=True)), conditional=True)
+        else:
+            self._batch = writes[-1].headers[EVENT_ID]
+        ids = ids_in_batch(self._batch, places)
         return [write._replace(headers={**write.headers, EVENT_ID: id}) for write, id in zip(writes, ids, strict=True)]
 
     async def _raise_if_changed(self) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import RootModel
 
-from agentfield.codec import EVENT_ID, Record
+from agentfield.codec import EVENT_ID, Record, expires_at_ns
 from agentfield.effects import ids_in_batch
 from agentfield.errors import ConflictError, InvalidInputError, NotFoundError, OutcomeUnknownError
 from agentfield.execution import new_id
@@ -29,7 +29,7 @@ from agentfield.memory.lock import Lock
 from agentfield.memory.offline import OfflineBuffer
 from agentfield.memory.state import holds_something, is_live
 from agentfield.memory.transaction import Transaction
-from agentfield.memory.writing import Write, check_revision, check_write, prepare, store, store_together
+from agentfield.memory.writing import Write, check_event_id, check_revision, check_write, prepare, store, store_together
 from agentfield.scope import Scope
 
 UPDATE_TRIES = 1000
@@ -170,8 +170,11 @@ class Writes(Base):
         ``function`` gets the value (``default`` if there is none) and returns the new one; it may be async and take
         minutes, and it may be called several times, so it should do nothing but compute. Returns the value stored.
         Rounds pause with jitter; after 1,000 lost rounds :class:`ConflictError`. What the function raises is raised,
-        and nothing is stored. ``agentfield.memory.merges`` has ready-made functions that commute. In a handler, an
-        update that is stored already when its event comes again is not made again; what it stored is returned.
+        and nothing is stored. ``agentfield.memory.merges`` has ready-made functions that commute.
+
+        A value that expires still does so when it would have, unless ``ttl`` lets it expire so many seconds after this
+        write. In a handler, an update that is stored already when its event comes again is not made again; what it
+        stored is returned.
         """
         return await self._update(key, function, default, scope, scope_id, ttl=ttl)
 
@@ -203,11 +206,24 @@ class Writes(Base):
             if inspect.isawaitable(value):
                 value = await value
             encoded = self.schemas.encode(key, value)
-            write = prepare(
-                fabric, target, key, "set", encoded.payload, self._writer(), ttl=ttl, event_id=id, stamp=encoded.stamp
-            )
             expected = record.sequence if record else 0
+            ends = expires_at_ns(record) if record is not None and present and ttl is None else None
+            left = ttl if ends is None else (ends - fabric.log.now()) / 1e9
             try:
+                if ends is not None and left is not None and left <= 0:
+                    raise ConflictError(key, expected=expected, actual=0)  # it has expired while the function ran
+                write = prepare(
+                    fabric,
+                    target,
+                    key,
+                    "set",
+                    encoded.payload,
+                    self._writer(),
+                    ttl=left,
+                    ends=ends,
+                    event_id=id,
+                    stamp=encoded.stamp,
+                )
                 revision = await self._store(fabric, write, expected)
             except ConflictError:
                 if attempt == UPDATE_TRIES - 1:
@@ -229,7 +245,8 @@ class Writes(Base):
     ) -> int | float:
         """Add to a number (absent: 0), whatever else is written meanwhile, and return the sum.
 
-        A key that is bound to a model must be bound to a ``RootModel`` of a number.
+        What holds for ``update`` holds for its ``ttl``, too: without it, a number that expires still does so when it
+        would have. A key that is bound to a model must be bound to a ``RootModel`` of a number.
         """
         if isinstance(by, bool) or not isinstance(by, (int, float)):
             raise InvalidInputError(f"by={by!r} is not a number")
@@ -286,7 +303,10 @@ class Writes(Base):
         try:
             revision = await store_together(fabric, self._lifetimes, writes, repeated=event_id is not None)
         except OutcomeUnknownError as error:
-            raise OutcomeUnknownError(str(error), event_id=batch) from None
+            raise OutcomeUnknownError(
+                f"{error}; the same set_many with event_id={batch!r} within two minutes cannot store it twice",
+                event_id=batch,
+            ) from None
         self.seen.saw(revision)
         return revision
 
@@ -303,24 +323,41 @@ class Writes(Base):
         self.seen.saw(deleted.revision)
         return deleted.number
 
-    def transaction(self, *, once: bool = False) -> Transaction:
+    def transaction(self, *, once: bool = False, event_id: str | None = None) -> Transaction:
         """Several reads and writes as one: ``async with memory.transaction() as tx``; see :class:`Transaction`.
 
         With ``once``, in a handler, they are stored together with a marker that the handler has handled its event, and
         so at most once however often, and in however many instances, the event comes again: ``tx.handled`` says then
         that it has been, and the end of the block stores nothing. One such transaction a run.
 
+        ``event_id``, from an :class:`OutcomeUnknownError`, repeats a transaction whose outcome was unknown: run the
+        block again. If it had been stored, nothing is stored now, whatever the block writes this time, and
+        ``tx.revision`` is the first one's.
+
         Raises :class:`InvalidInputError` for ``once`` outside a handler: a reasoner has no event to mark, even if a
         handler calls it.
         """
+        check_event_id(event_id)
         effects = self._effects()
+        if once and event_id is not None:
+            raise InvalidInputError(
+                "transaction(once=True) knows by its marker whether it has been stored: repeat it without event_id"
+            )
         if once and effects is None:
             raise InvalidInputError(
                 "transaction(once=True) works in a handler itself, and one with delivery='agent', where there is an "
                 "event that can be marked as handled; elsewhere, leave once out"
             )
         return Transaction(
-            self._fabric, self._lifetimes, self.schemas, self._place(), self._writer(), self.seen, effects, once=once
+            self._fabric,
+            self._lifetimes,
+            self.schemas,
+            self._place(),
+            self._writer(),
+            self.seen,
+            effects,
+            once=once,
+            event_id=event_id,
         )
 
     def offline(self, *, limit: int = 1000, timeout: float = 60.0) -> OfflineBuffer:

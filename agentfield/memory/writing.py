@@ -77,17 +77,24 @@ def prepare(
     writer: Writer,
     *,
     ttl: float | None = None,
+    ends: int | None = None,
     event_id: str | None = None,
     reason: Reason | None = None,
     stamp: Stamp | None = None,
 ) -> Write:
-    """Validate and encode. Raises :class:`InvalidInputError`."""
+    """Validate and encode; ``ends`` as for ``encode_event``. Raises :class:`InvalidInputError`."""
     check_write(key, ttl, event_id)
     if ttl is not None:
         ttl = check_ttl(ttl)
     subject = fabric.subjects.memory(scope, key)
     headers = encode_event(
-        event_id=event_id or execution.new_id(), operation=operation, writer=writer, ttl=ttl, reason=reason, stamp=stamp
+        event_id=event_id or execution.new_id(),
+        operation=operation,
+        writer=writer,
+        reason=reason,
+        ttl=ttl,
+        ends=ends,
+        stamp=stamp,
     )
     if is_large(fabric, payload):
         check_size(len(payload), key)
@@ -101,6 +108,11 @@ def check_write(key: str, ttl: float | None = None, event_id: object = None) -> 
     key_tokens(key)
     if ttl is not None:
         check_ttl(ttl)
+    check_event_id(event_id)
+
+
+def check_event_id(event_id: object) -> None:
+    """Raises :class:`InvalidInputError` unless this can be the id of an event, or is None."""
     if event_id is None:
         return
     if not isinstance(event_id, str) or _EVENT_ID.fullmatch(event_id) is None:

@@ -6,7 +6,6 @@ the file is closed whenever there is nothing to apply, and opening it is tried f
 
 from __future__ import annotations
 
-import re
 import secrets
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,13 +14,12 @@ from importlib import import_module
 from typing import Any
 
 from agentfield import InvalidInputError
-from projections.stores.sql import HEAD, FileView, remove_file
+from projections.stores.sql import HEAD, FileView, refusal, remove_file
 
 _BUSY = 30.0
 """Seconds that opening waits for another process to close the file."""
 _PAUSE = 0.02
 _ROWS = 1000
-_ENDS = re.compile(r"\s*(commit|end|rollback|abort|begin|start)\b", re.IGNORECASE)
 
 
 def _duckdb() -> Any:
@@ -54,9 +52,14 @@ class DuckTransaction:
         return self._connection.executemany(query, parameters)
 
 
-def _check(query: str) -> None:
-    if _ENDS.match(query):
-        raise _duckdb().TransactionException("not authorized: the runner begins and ends transactions")
+def _check(query: object) -> None:
+    statements: Iterable[object] = (query,)
+    if isinstance(query, str) and ";" in query:
+        statements = (each.query for each in _duckdb().extract_statements(query))
+    for statement in statements:
+        why = refusal(statement)
+        if why is not None:
+            raise _duckdb().TransactionException(why)
 
 
 class DuckView(FileView):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -38,6 +39,9 @@ _ADVANCE = (
     "failed_at = NULL WHERE checkpoint = ? AND paused = 0 AND erased = ? RETURNING checkpoint"
 )
 _FORGET = f"UPDATE {HEAD} SET erased = ? RETURNING checkpoint"
+
+_LEADING = r"(?:\s|;|--[^\n]*(?:\n|$)|/\*.*?\*/)*"
+_OURS = re.compile(rf"{_LEADING}(commit|end|rollback|abort|begin|start|attach|detach)\b", re.IGNORECASE | re.DOTALL)
 
 
 class FileView(ABC):
@@ -291,6 +295,23 @@ class FileView(ABC):
             if not future.cancelled():
                 future.exception()  # looked at, so that nobody complains about it
             raise
+
+
+def refusal(statement: object) -> str | None:
+    """Why a statement is none that a projection may run, and what to do instead; None if it may."""
+    found = _OURS.match(statement) if isinstance(statement, str) else None
+    if found is None:
+        return None
+    word = found[1].upper()
+    if word in ("ATTACH", "DETACH"):
+        return (
+            f"{word} is not for projections: a view is its own file and follows from the events alone; keep what it "
+            "needs in tables of its own"
+        )
+    return (
+        f"{word} is not for projections: the runner begins and ends the transaction, so that no event counts twice; "
+        "take it out, and raise an exception where an event's effects are to be undone"
+    )
 
 
 def remove_file(path: Path) -> None:

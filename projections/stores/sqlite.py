@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from projections.stores.sql import HEAD, FileView
+from projections.stores.sql import HEAD, FileView, refusal
 from projections.view import Busy
 
 _BUSY = 30.0
@@ -17,13 +17,33 @@ _BUSY = 30.0
 class SqliteTransaction:
     """What ``apply`` works on: a SQLite connection inside the runner's transaction."""
 
-    __slots__ = ("execute", "executemany")
+    __slots__ = ("_connection",)
 
     def __init__(self, connection: sqlite3.Connection) -> None:
-        self.execute = connection.execute
+        self._connection = connection
+
+    def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
         """Run one statement with its parameters; returns a cursor."""
-        self.executemany = connection.executemany
+        try:
+            return self._connection.execute(sql, parameters)
+        except sqlite3.DatabaseError as error:
+            _explain(sql, error)
+            raise
+
+    def executemany(self, sql: str, parameters: Iterable[Any], /) -> sqlite3.Cursor:
         """Run one statement with each of many sets of parameters."""
+        try:
+            return self._connection.executemany(sql, parameters)
+        except sqlite3.DatabaseError as error:
+            _explain(sql, error)
+            raise
+
+
+def _explain(sql: object, error: sqlite3.DatabaseError) -> None:
+    """Raise what a statement that is the runner's own comes to; SQLite itself says no more than ``not authorized``."""
+    why = refusal(sql)
+    if why is not None:
+        raise sqlite3.ProgrammingError(why) from error
 
 
 class SqliteView(FileView):
@@ -57,9 +77,13 @@ class SqliteView(FileView):
         return connection
 
     def _authorize(self, action: int, argument: str | None, *_: str | None) -> int:
-        """Lets only us end a transaction. Asked when a statement is compiled, so it costs nothing for each event."""
-        ends = action == sqlite3.SQLITE_TRANSACTION and argument != "BEGIN"
-        return sqlite3.SQLITE_DENY if ends and not self._ending else sqlite3.SQLITE_OK
+        """Lets only us end a transaction, and nobody open another file.
+
+        Asked when a statement is compiled, so it costs nothing for each event.
+        """
+        ends = action == sqlite3.SQLITE_TRANSACTION and argument != "BEGIN" and not self._ending
+        elsewhere = action in (sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_DETACH)
+        return sqlite3.SQLITE_DENY if ends or elsewhere else sqlite3.SQLITE_OK
 
     def begin(self, connection: sqlite3.Connection, *, write: bool) -> None:
         """Begin; one that writes gets the file's one write lock."""

@@ -128,6 +128,20 @@ def test_a_range_is_verified_in_whole_seals(sealed: Cli, key: tuple[str, str]) -
     assert span("--from", "1h", "--to", "3") == (1, 5)
 
 
+def test_a_range_that_holds_nothing_is_refused_and_not_called_verified(sealed: Cli, tmp_path: Path) -> None:
+    path = str(tmp_path / "log.jsonl")
+    assert sealed("audit", "export", path).code == 0
+    for place in ((), ("--export", path), ("--export", path, "--live-seals")):
+        inverted = sealed("audit", "verify", *place, "--from", "9", "--to", "3")
+        assert (inverted.code, "--from 9 lies after --to 3" in inverted.error) == (2, True)
+        beyond = sealed("audit", "verify", *place, "--from", "13")
+        assert (beyond.code, "nothing to verify from revision 13 on" in beyond.error) == (2, True)
+    later = sealed("audit", "verify", "--from", "2999-01-01T00:00:00Z")
+    assert (later.code, "nothing to verify" in later.error) == (2, True)
+    dates = sealed("audit", "verify", "--from", "2020-01-02T00:00:00Z", "--to", "2020-01-01T00:00:00Z")
+    assert (dates.code, dates.out) == (2, "")
+
+
 def test_a_witness_notices_that_seals_it_has_seen_are_gone(
     sealed: Cli, key: tuple[str, str], tmp_path: Path, namespace: str
 ) -> None:
@@ -176,8 +190,13 @@ def test_a_selection_is_exported_and_said_to_be_one(sealed: Cli, key: tuple[str,
 
 
 def test_what_cannot_be_written_is_one_line(sealed: Cli, tmp_path: Path) -> None:
-    assert sealed("audit", "export", str(tmp_path / "no" / "where")).code == 1
+    path = str(tmp_path / "no" / "where")
+    for arguments in (("export", path), ("export", path, "--format", "parquet"), ("report", "--output", path)):
+        done = sealed("audit", *arguments)
+        assert (done.code, done.error) == (1, f"{path}: No such file or directory")
     assert sealed("audit", "export", str(tmp_path)).code == 2
+    done = sealed("audit", "verify", "--witness", path)
+    assert (done.code, done.err.splitlines()[-1]) == (1, f"error: {path}: No such file or directory")
 
 
 def test_a_report_is_one_page_and_says_when_something_is_wrong(

@@ -157,6 +157,9 @@ def test_a_paused_view_is_left_alone(cli: Cli, remember: Remember, spending: Pat
     [
         (("run", "nosuch"), "projections that ship: timeline, metrics, seals, state"),
         (("run", "empty.py"), "defines no projection"),
+        (("run", "idle.py"), "Spending in idle.py has no apply(): write `def apply(self, event, view)`"),
+        (("run", "idle.py:spending"), "Spending in idle.py has no apply()"),
+        (("run", "idle.py:other"), "idle.py defines no projection called 'other'"),
         (("run", "timeline", "timeline"), "two projections are called 'timeline'"),
         (("rebuild", "nosuch.py:a"), "there is no file nosuch.py"),
         (("run", "spending.py:other"), "defines no projection called 'other'"),
@@ -174,6 +177,7 @@ def test_what_cannot_be_is_refused_in_one_line(
     cli: Cli, spending: Path, store: str, arguments: tuple[str, ...], said: str
 ) -> None:
     (spending.parent / "empty.py").write_text("")
+    (spending.parent / "idle.py").write_text(SPENDING.format(more="").replace("def apply", "def aply"))
     (spending.parent / "wrong.py").write_text(SPENDING.format(more="").replace('name = "spending"', 'name = "My view"'))
     done = cli("projections", *arguments, "--store", store, cwd=spending.parent)
     assert done.code in (2, 3)

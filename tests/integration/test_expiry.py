@@ -7,6 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
 from typing import NamedTuple
 
 import pytest
@@ -28,6 +29,8 @@ NEVER = Periods(workflow=None, session=None)
 
 CLOCKS = 0.05
 """Seconds by which our knowledge of the server's clock may be off on a busy machine."""
+LATE = 1e-6
+"""The ttl of a value that was stored past the end that it had to keep."""
 
 
 async def events(memory: Memory, pattern: str = "*") -> list[Event]:
@@ -114,6 +117,58 @@ async def test_every_kind_of_write_takes_a_ttl(memory: Memory) -> None:
         return sum(event.reason == "expired" for event in found) == len(found) / 2 == 8
 
     await eventually(all_gone)
+
+
+async def test_updates_leave_the_end_of_a_value_where_it_is(memory: Memory) -> None:
+    await memory.create("requests", 1, ttl=100)
+    first = await memory.entry("requests")
+    assert first is not None
+    for _ in range(20):
+        await memory.increment("requests")
+    await memory.update("requests", lambda value: value + 1)
+    last = await memory.entry("requests")
+    assert last is not None
+    assert (last.value, last.expires_at) == (22, first.expires_at)
+    (newest,) = [event async for event in memory.history("requests", reverse=True, limit=1)]
+    assert newest.expires_at == first.expires_at
+    assert await memory.increment("requests", ttl=200) == 23
+    renewed = await memory.entry("requests")
+    assert renewed is not None
+    assert renewed.expires_at == renewed.timestamp + timedelta(seconds=200)
+    await memory.set("requests", 0)
+    await memory.increment("requests")
+    kept = await memory.entry("requests")
+    assert kept is not None
+    assert kept.expires_at is None
+
+
+@pytest.mark.usefixtures("worker")
+async def test_a_value_that_is_updated_all_the_time_expires_all_the_same(memory: Memory) -> None:
+    await memory.set("key", 1, ttl=0.5)
+    counted: list[int] = []
+    async with asyncio.timeout(10):
+        while not counted or counted[-1] != 0:
+            counted.append(await memory.update("key", lambda value: value and value + 1, 0))
+    entry = await memory.entry("key")
+    assert entry is not None
+    assert entry.expires_at is None, "what begins anew does not expire"
+    found = await events(memory, "key")
+    ends = {event.expires_at for event in found if event.ttl is not None and event.ttl > LATE}
+    assert len(ends) == 1
+    assert all(event.data != 0 for event in found if event.ttl is not None)
+
+
+async def test_what_expires_while_an_update_computes_is_not_revived(memory: Memory) -> None:
+    seen: list[object] = []
+
+    async def slowly(value: object) -> object:
+        seen.append(value)
+        await eventually(lambda: _absent(memory, "key"))
+        return f"after {value}"
+
+    await memory.set("key", "old", ttl=0.3)
+    assert await memory.update("key", slowly, "nothing") == "after nothing"
+    assert seen == ["old", "nothing"]
 
 
 @pytest.mark.parametrize("wrong", [0, -1, float("nan"), float("inf"), "1", True, MAX_TTL * 2])
@@ -424,6 +479,7 @@ STEPS: dict[str, Callable[[Memory, str], Awaitable[object]]] = {
     "long": lambda memory, key: _set(memory, key, LONG),
     "delete": lambda memory, key: memory.delete(key),
     "create": lambda memory, key: memory.create(key, "created", ttl=SHORT),
+    "update": lambda memory, key: memory.update(key, lambda value: "updated"),
     "fail": lambda memory, key: _failing(memory, key, 1000.0),
     "pause": lambda memory, key: asyncio.sleep(PAUSE),
 }
@@ -431,8 +487,16 @@ STEPS: dict[str, Callable[[Memory, str], Awaitable[object]]] = {
 
 @pytest.mark.slow
 async def test_every_sequence_of_writes_and_pauses_ends_as_the_log_says(server: NatsServer, namespace: str) -> None:
-    """All sequences of up to four steps, each on a key of its own, all at once, while workers come and go."""
-    sequences = [each for size in range(1, 5) for each in itertools.product(STEPS, repeat=size) if each[0] != "pause"]
+    """All sequences of up to four steps, with one update at most, each on a key of its own, all at once.
+
+    Meanwhile workers come and go.
+    """
+    sequences = [
+        each
+        for size in range(1, 5)
+        for each in itertools.product(STEPS, repeat=size)
+        if each[0] not in ("pause", "update") and each.count("update") < 2
+    ]
     looks: dict[str, list[Look]] = defaultdict(list)
     tried: dict[str, list[Tried]] = defaultdict(list)
     running = asyncio.Semaphore(400)
@@ -565,6 +629,12 @@ def _check_history(found: list[Event]) -> None:
             assert previous is not None
             assert previous.operation == "set"
             assert event.timestamp.timestamp() >= _expires(previous), "deleted before its time"
+        if event.data == "updated":
+            held = previous is not None and previous.operation == "set"
+            kept = previous is not None and held and _expires(event) == _expires(previous)
+            kept = kept or (event.ttl is not None and event.ttl <= LATE)
+            began = previous is None or not held or _expires(previous) <= event.timestamp.timestamp() + CLOCKS
+            assert kept or (began and event.ttl is None), "an update has moved the end"
         previous = event
     assert previous is None or previous.ttl is None, "expired and never deleted"
 

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import Any
 
 import orjson
@@ -63,10 +64,11 @@ several = settings(
 
 @dataclass
 class Model:
-    """What a session should hold, and the revision of each key that was ever written."""
+    """What a session should hold, the revision of each key that was ever written, and when what it holds expires."""
 
     held: dict[str, Any] = field(default_factory=dict)
     revisions: dict[str, int] = field(default_factory=dict)
+    ends: dict[str, tuple[int, datetime | None]] = field(default_factory=dict)
 
 
 @several
@@ -76,6 +78,7 @@ async def test_one_program_finds_what_a_dictionary_would_hold(clients: list[Memo
     for operation in program:
         await _check(memory, model, operation)
         assert await memory.get_many(KEYS) == model.held
+        await _check_ends(memory, model, operation)
     assert {entry.key: entry.value async for entry in memory.items()} == model.held
     for key in KEYS:
         assert await memory.exists(key) == (key in model.held)
@@ -146,6 +149,21 @@ async def _check(memory: Memory, model: Model, operation: Operation) -> None:
             for key in held:
                 revisions[key] = await _revision(memory, key)
             held.clear()
+
+
+async def _check_ends(memory: Memory, model: Model, operation: Operation) -> None:
+    """An update leaves the end of a value as it is; every other write says anew when that is."""
+    for key in KEYS:
+        entry = await memory.entry(key)
+        if entry is None:
+            model.ends.pop(key, None)
+            continue
+        revision, ends = model.ends.get(key, (0, None))
+        if entry.revision != revision and operation[0] not in ("update", "increment"):
+            ttl = operation[-1] if operation[0] in ("set", "create", "set_many") else None
+            ends = None if ttl is None else entry.timestamp + timedelta(seconds=ttl)
+        assert entry.expires_at == ends
+        model.ends[key] = entry.revision, ends
 
 
 async def _revision(memory: Memory, key: str) -> int:
@@ -240,7 +258,7 @@ async def _do(memory: Memory, operation: Operation) -> None:
 
 async def _nothing_expires(memory: Memory) -> bool:
     last = {event.key: event async for event in memory.history("*")}
-    return not any(event.ttl == SOON for event in last.values())
+    return not any(event.ttl is not None and event.ttl <= SOON for event in last.values())
 
 
 async def test_merges_over_the_wire_are_merges(clients: list[Memory]) -> None:

@@ -336,14 +336,27 @@ async def test_a_view_of_another_log_is_not_added_to(
     assert chains_in(store.root / "chain.sqlite") == {}
 
 
-async def test_apply_cannot_end_the_transaction_of_its_runner(memory: Memory, source: Source, store: Directory) -> None:
+@pytest.mark.parametrize(
+    ("statement", "said"),
+    [
+        (" Commit", "COMMIT is not for projections: the runner begins and ends the transaction.*take it out"),
+        ("-- done\nEND", "END is not for projections: the runner begins"),
+        ("/* no */ ROLLBACK", "ROLLBACK is not for .*raise an exception"),
+        ("BEGIN IMMEDIATE", "BEGIN is not for projections"),
+        ("ATTACH ':memory:' AS other", "ATTACH is not for projections: a view is its own file"),
+    ],
+)
+async def test_apply_is_told_why_a_statement_is_its_runners(
+    memory: Memory, source: Source, store: Directory, statement: str, said: str
+) -> None:
     class Committing(Chain):
         def apply(self, event: Event, view: Any) -> None:
-            view.execute("COMMIT")
+            view.execute(statement)
 
     await write(memory, 20)
-    with pytest.raises(ProjectionError, match="not authorized"):
+    with pytest.raises(ProjectionError, match=said):
         await Runner(source, Committing(), store).catch_up()
+    assert chains_in(store.root / "chain.sqlite") == {}
 
 
 async def test_several_that_catch_up_at_once_apply_every_event_once(

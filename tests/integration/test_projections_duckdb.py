@@ -114,14 +114,25 @@ async def test_what_apply_raises_is_undone(memory: Memory, source: Source, store
     assert rows(store)["item_5"] == (3, 45)
 
 
-async def test_apply_cannot_end_the_transaction_of_its_runner(memory: Memory, source: Source, store: Directory) -> None:
+@pytest.mark.parametrize(
+    ("statement", "said"),
+    [
+        (" Commit", "COMMIT is not for projections: the runner begins and ends the transaction.*take it out"),
+        ("DELETE FROM totals; COMMIT", "COMMIT is not for projections"),
+        ("ATTACH ':memory:' AS other", "ATTACH is not for projections: a view is its own file"),
+    ],
+)
+async def test_apply_is_told_why_a_statement_is_its_runners(
+    memory: Memory, source: Source, store: Directory, statement: str, said: str
+) -> None:
     class Committing(Totals):
         def apply(self, event: Event, view: Any) -> None:
-            view.execute(" Commit")
+            view.execute(statement)
 
     await write(memory, 10)
-    with pytest.raises(ProjectionError, match="not authorized"):
+    with pytest.raises(ProjectionError, match=said):
         await Runner(source, Committing(), store).catch_up()
+    assert rows(store) == {}
 
 
 async def test_a_new_version_may_move_to_another_store(memory: Memory, source: Source, store: Directory) -> None:

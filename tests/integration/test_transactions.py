@@ -461,6 +461,69 @@ async def test_a_commit_that_is_never_answered_is_open_and_repeating_it_stores_i
     assert await length(fabric) == 4
 
 
+async def test_a_transaction_of_unknown_outcome_is_repeated_by_its_id_and_stored_once(
+    server: NatsServer, namespace: str, memory: Memory
+) -> None:
+    async def buy(tx: Transaction) -> None:
+        stock = await tx.get("stock")
+        if stock:
+            tx.set("stock", stock - 1)
+            tx.set("order", "placed")
+        else:
+            tx.set("order", "refused")
+            tx.set("waiting", True)
+
+    await memory.set("stock", 1)
+    async with wire(server.client_port) as deaf, connect(deaf.url, namespace=namespace, timeout=0.5) as far:
+
+        async def buy_unheard(tx: Transaction) -> None:
+            await buy(tx)
+            deaf.lose_answers()
+
+        with pytest.raises(OutcomeUnknownError, match=r"memory\.transaction\(event_id=") as unknown:
+            await transact(far, buy_unheard)
+        deaf.lose_answers(False)
+    await eventually(lambda: memory.exists("order"))
+    for written in (False, True):
+        if written:
+            await memory.set("order", "shipped")
+        # The block finds what the first time has led to, and so writes other keys; none of that is stored.
+        async with memory.transaction(event_id=unknown.value.event_id) as tx:
+            await buy(tx)
+        assert tx.revision == 3
+    assert [(event.key, event.data) for event in await events(memory)] == [
+        ("stock", 1), ("stock", 0), ("order", "placed"), ("order", "shipped")
+    ]  # fmt: skip
+
+
+async def test_a_transaction_that_was_not_stored_is_stored_when_it_is_repeated(memory: Memory) -> None:
+    for _ in range(2):
+        async with memory.transaction(event_id="transfer-1") as tx:
+            tx.set("a", 1)
+            tx.set("b", 2)
+        assert tx.revision == 2
+    async with memory.transaction(event_id="transfer-2") as tx:
+        tx.set("a", 3)
+    async with memory.transaction(event_id="transfer-2") as tx:
+        tx.set("b", 4)
+    assert (tx.revision, len(await events(memory))) == (3, 3)
+    with pytest.raises(InvalidInputError, match="event_id=7 is not"):
+        memory.transaction(event_id=7)  # type: ignore[arg-type]
+    with pytest.raises(InvalidInputError, match="repeat it without event_id"):
+        memory.transaction(once=True, event_id="transfer-3")
+
+
+async def test_a_write_of_a_transaction_that_is_awaited(memory: Memory) -> None:
+    async def write(name: str, *arguments: Any) -> None:
+        async with memory.transaction() as tx:
+            await getattr(tx, name)(*arguments)
+
+    for name, arguments in {"set": ("key", 1), "delete": ("key",)}.items():
+        with pytest.raises(InvalidInputError, match=r"not awaited: .* leave the await out"):
+            await write(name, *arguments)
+    assert not await memory.exists("key")
+
+
 async def test_part_of_a_batch_stored_before_is_not_taken_for_all_of_it(fabric: Fabric) -> None:
     stored = _items(fabric, "batch", 1)
     await append_batch(fabric.log, stored)

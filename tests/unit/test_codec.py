@@ -267,7 +267,7 @@ def test_no_message_whatever_raises_anything_but_a_decode_error(headers: dict[st
 
 packed_json = st.fixed_dictionaries(
     {"v": st.sampled_from([1, 1, 1, 2, True, None])},
-    optional=dict.fromkeys(("type", "agent", "trace", "reason", "ttl", "object", "schema"), json_values),
+    optional=dict.fromkeys(("type", "agent", "trace", "reason", "ttl", "ends", "object", "schema"), json_values),
 )
 
 
@@ -293,6 +293,21 @@ def test_a_ttl_that_is_no_time_to_live_is_refused_with_the_remedy(ttl: Any) -> N
 def test_a_ttl_is_a_number_of_seconds() -> None:
     assert (check_ttl(5), check_ttl(0.25), check_ttl(MAX_TTL)) == (5.0, 0.25, MAX_TTL)
     assert decode_event(record(header(ttl=5)), SUBJECTS).expires_at == AT + timedelta(seconds=5)
+
+
+def test_an_end_that_was_fixed_before_the_value_was_stored_holds_to_the_nanosecond() -> None:
+    ends = STORED + 5_000_000_123
+    kept = record(header(ttl=5.1, ends=ends))
+    assert expires_at_ns(kept) == ends
+    event = decode_event(kept, SUBJECTS)
+    assert (event.ttl, event.expires_at) == (5.0, AT + timedelta(seconds=5))
+    assert decode_entry(kept, SUBJECTS).expires_at == event.expires_at
+    late = record(header(ttl=0.1, ends=STORED - 1))
+    assert expires_at_ns(late) == STORED + 1000, "stored after its end: it ends at once"
+    assert decode_event(late, SUBJECTS).ttl == 1e-6
+    for wrong in (0, -1, 2**63, "1", 1.5, True):
+        with pytest.raises(DecodeError, match="when the value ends"):
+            decode_event(record(header(ttl=5, ends=wrong)), SUBJECTS)
 
 
 # -- values in objects ------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """What can never work is refused before anything is asked of a server: no connection is opened for it."""
 
+import copy
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from typing import Any
@@ -8,7 +9,7 @@ import pytest
 
 from agentfield.errors import InvalidInputError
 from agentfield.fabric.fabric import Fabric
-from agentfield.memory import Memory
+from agentfield.memory import Memory, connect
 
 LONG = "k" * 513
 NAIVE = datetime(2026, 1, 1)  # noqa: DTZ001
@@ -189,3 +190,17 @@ def test_what_is_no_count(count: Any) -> None:
         MEMORY.offline(limit=count)
     with pytest.raises(InvalidInputError):
         MEMORY.on_change("k", name="h", concurrency=count)(lambda event: None)
+
+
+async def test_connect_that_is_taken_for_the_memory_itself() -> None:
+    connecting: Any = connect("nats://127.0.0.1:1")
+    with pytest.raises(
+        InvalidInputError, match=r"has no get\(\): write `async with agentfield.connect\(\) as memory:`"
+    ):
+        await connecting.get("key")
+    with pytest.raises(InvalidInputError, match="entered, not awaited: write `async with"):
+        await connecting
+    with pytest.raises(InvalidInputError, match="takes `async with`"), connecting:
+        pass
+    assert not hasattr(connecting, "no_such_thing")
+    assert copy.copy(connecting) is not connecting
