@@ -49,6 +49,9 @@ _LOGGED = 500
 """Characters of an exception's text that the log of the program shows."""
 _LOOK = 2.0
 """Seconds for a look at what is on the server; a start does not wait longer for a mere warning."""
+_IN_A_ROW = 32
+"""Events after which whatever else the loop has to do gets its turn: handlers that never wait would starve even the
+connection, and the server would idle until they have handled all that is here."""
 _LANES = 500
 """Keys that may wait for a retry at once; with more, taking events pauses."""
 
@@ -175,7 +178,11 @@ class HandlerRun:
 
     async def _take(self, tasks: asyncio.TaskGroup) -> None:
         concurrent = self._registration.concurrency > 1
+        count = 0
         while True:
+            count += 1
+            if count % _IN_A_ROW == 0:
+                await asyncio.sleep(0)
             item = await self._consumer.next()
             if isinstance(item, Activated):
                 await self._fill(item.floor)
