@@ -91,6 +91,9 @@ class Consumer(Protocol):
     def put_back(self, sequence: int) -> None:
         """The event was handed out and is not for this instance: it stays unhandled."""
 
+    def surely_ours(self, sequence: int) -> bool:
+        """Whether, beyond doubt, an event handed out earlier is still this instance's to handle."""
+
     async def still_ours(self, sequence: int) -> bool:
         """Whether an event handed out earlier is still this instance's to handle; waits while that is uncertain."""
 

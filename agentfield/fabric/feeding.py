@@ -8,8 +8,8 @@ the order of the log; what was handed out and not handled comes again, from the 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from contextlib import aclosing, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any
 
 from agentfield.codec import Record
@@ -40,7 +40,7 @@ class Feeding:
         self._progress = progress
         self._may = may
         self._forbidden = False
-        self._saved, self._saved_at = 0, 0.0
+        self._saver: asyncio.Task[None]
         self.moved = asyncio.Event()
         """Set whenever much of what was handed out, or all of it, is done."""
 
@@ -57,13 +57,13 @@ class Feeding:
 
         Returns what the server says of the consumer then.
         """
-        self._begin(floor)
-        async with aclosing(present_values(self._log, self._spec.filters, seam, after=floor)) as values:
-            async for value in values:
-                await self._room()
-                take(*value)
-        while self._progress.outstanding:
-            await self._save()
+        async with self._saving(floor):
+            async with aclosing(present_values(self._log, self._spec.filters, seam, after=floor)) as values:
+                async for value in values:
+                    await self._room()
+                    take(*value)
+            while self._progress.outstanding:
+                await self._wait()
         info = await self._durable.ask("RESET", {"seq": seam + 1})
         self._progress.raise_floor(seam)
         return info
@@ -73,50 +73,61 @@ class Feeding:
 
         Returns what the server says of the consumer then. Events that are not handled by then come from it again.
         """
-        self._begin(self._progress.floor or 0)
-        while True:
-            stop = int((await self._log.state())["last_seq"])
-            # Another version may declare other filters at any time, for what is stored from then on: so after the end.
-            filters = (await self._durable.ask("INFO"))["config"]["filter_subjects"]
-            count = 0
-            async with aclosing(backlog(self._log, filters, start, stop)) as blocks:
-                async for records in blocks:
-                    count += len(records)
-                    await self._save_if_due()
-                    for record in records:
-                        await self._room()
-                        take(record)
-            start = stop + 1
-            if count < FAR:
-                break
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_LAST):
-                while self._progress.outstanding:
-                    self.moved.clear()
-                    await self.moved.wait()
+        async with self._saving(self._progress.floor or 0):
+            while True:
+                stop = int((await self._log.state())["last_seq"])
+                # Another version may declare other filters at any time, for what is stored from then on: so they are
+                # asked for after the end.
+                filters = (await self._durable.ask("INFO"))["config"]["filter_subjects"]
+                count = 0
+                async with aclosing(backlog(self._log, filters, start, stop)) as blocks:
+                    async for records in blocks:
+                        count += len(records)
+                        for record in records:
+                            await self._room()
+                            take(record)
+                start = stop + 1
+                if count < FAR:
+                    break
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LAST):
+                    while self._progress.outstanding:
+                        await self._wait()
         if not self._progress.outstanding:
             self._progress.raise_floor(start - 1)
         return await self._durable.ask("RESET", {"seq": (self._progress.floor or 0) + 1})
 
-    def _begin(self, floor: int) -> None:
-        self._saved, self._saved_at = floor, asyncio.get_running_loop().time()
+    @asynccontextmanager
+    async def _saving(self, floor: int) -> AsyncIterator[None]:
+        """Let the consumer remember now and then how far everything is, beside what is done meanwhile."""
+        self._saver = asyncio.create_task(self._save(floor), name=f"saving the floor of {self._spec.name}")
+        try:
+            yield
+        finally:
+            self._saver.cancel()
+            await asyncio.gather(self._saver, return_exceptions=True)
+
+    async def _save(self, saved: int) -> None:
+        while True:
+            await asyncio.sleep(_SAVE_EVERY)
+            floor = self._progress.floor or 0
+            if floor != saved and self._may():
+                await self._durable.ask("RESET", {"seq": floor + 1})
+                saved = floor
 
     async def _room(self) -> None:
         """Return when one more event may be handed out; of a window that was full, a part is free then."""
         if self._progress.is_brimful:
             while self._progress.is_full:
-                await self._save()
+                await self._wait()
 
-    async def _save(self) -> None:
-        """Wait until some of what was handed out is done, and let the consumer remember how far everything is."""
+    async def _wait(self) -> None:
+        """Wait until some of what was handed out is done. Raises what kept the floor from being saved."""
         self.moved.clear()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_SAVE_EVERY):
-                await self.moved.wait()
-        await self._save_if_due()
-
-    async def _save_if_due(self) -> None:
-        now, floor = asyncio.get_running_loop().time(), self._progress.floor or 0
-        if floor != self._saved and now >= self._saved_at + _SAVE_EVERY and self._may():
-            await self._durable.ask("RESET", {"seq": floor + 1})
-            self._saved, self._saved_at = floor, now
+        moving = asyncio.ensure_future(self.moved.wait())
+        try:
+            await asyncio.wait([moving, self._saver], return_when=asyncio.FIRST_COMPLETED)
+            if self._saver.done():
+                self._saver.result()
+        finally:
+            moving.cancel()

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from functools import partial
+from typing import NoReturn
 
 import pytest
 
@@ -238,9 +239,8 @@ async def test_filters_that_a_newer_version_declares_meanwhile_are_heard(fabric:
 async def test_without_the_permission_to_make_readers_it_takes_longer_and_that_is_all(
     fabric: Fabric, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def denied(*_: object) -> AsyncIterator[list[Record]]:
+    def denied(*_: object) -> NoReturn:
         raise AccessDeniedError("no", subject="$JS.API.CONSUMER.CREATE")
-        yield []
 
     monkeypatch.setattr(feeding, "backlog", denied)
     await write_many(fabric, names(1, 4000))
