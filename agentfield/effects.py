@@ -73,6 +73,11 @@ class Effects:
         self._restores: dict[str, Restore] = {}
         self._updates: dict[str, int] = {}
 
+    @property
+    def is_repeated(self) -> bool:
+        """Whether the handler has run before for this event, in this process."""
+        return self._run > 0
+
     def again(self) -> None:
         """The handler begins anew, after an error."""
         self._run += 1

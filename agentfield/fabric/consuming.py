@@ -91,6 +91,9 @@ class Consumer(Protocol):
     def put_back(self, sequence: int) -> None:
         """The event was handed out and is not for this instance: it stays unhandled."""
 
+    def surely_ours(self, sequence: int) -> bool:
+        """Whether, beyond doubt, an event handed out earlier is still this instance's to handle."""
+
     async def still_ours(self, sequence: int) -> bool:
         """Whether an event handed out earlier is still this instance's to handle; waits while that is uncertain."""
 
@@ -140,6 +143,9 @@ class Advance(NamedTuple):
     """Of the last event below the floor: where to acknowledge it."""
 
 
+_STILL = Advance(0, "")
+
+
 class Progress:
     """Which events were received, handed out and done, in the order of the log."""
 
@@ -159,6 +165,11 @@ class Progress:
     def is_full(self) -> bool:
         """Whether no more should be asked for now."""
         return self.outstanding > WINDOW - REFILL or self._bytes > WINDOW_BYTES
+
+    @property
+    def is_brimful(self) -> bool:
+        """Whether nothing more may be taken in, asked for or not."""
+        return self.outstanding >= WINDOW or self._bytes > WINDOW_BYTES
 
     def raise_floor(self, floor: int) -> None:
         """Everything up to here was handled, by whomever, or is not wanted."""
@@ -181,13 +192,28 @@ class Progress:
 
     def slot(self, sequence: int) -> Slot | None:
         """The slot of an event that was received and is not done."""
-        return self._slots.get(sequence)
+        slot = self._slots.get(sequence)
+        return None if slot is None or slot.done else slot
+
+    def renew(self, sequence: int, reply: str) -> bool:
+        """Note that an event came again: now it is acknowledged there. False if it is not above the floor."""
+        slot = self._slots.get(sequence)
+        if slot is None:
+            return False
+        slot.reply = reply
+        return True
+
+    def forget_replies(self) -> None:
+        """None of those that are known may be used any more."""
+        for slot in self._window:
+            slot.reply = ""
 
     def begin(self, item: Item) -> None:
         """Note that an item is handed out."""
         if isinstance(item, Received):
+            if not self._running:
+                self._idle.clear()
             self._running.add(item.record.sequence)
-            self._idle.clear()
 
     def end(self, sequence: int) -> None:
         """Note that nobody works on an event any more."""
@@ -198,21 +224,27 @@ class Progress:
     def done(self, sequence: int) -> Advance:
         """Note that an event has been handled, and move the floor if all before it were."""
         self.end(sequence)
-        if not self.is_handled(sequence):
-            self._above.add(sequence)
-        slot = self._slots.pop(sequence, None)
-        if slot is None:
-            return Advance(0, "")  # it was received in an earlier turn: known as handled should it come again
+        slot, window = self._slots.get(sequence), self._window
+        if slot is None or slot.done:
+            if slot is None and not self.is_handled(sequence):
+                self._above.add(sequence)  # it was received in an earlier turn: known as handled should it come again
+            return _STILL
         slot.done = True
         self.outstanding -= 1
         self._bytes -= slot.size
-        count, reply, window = 0, "", self._window
+        if slot is not window[0]:
+            self._above.add(sequence)
+            return _STILL
+        count, head = 0, slot
         while window and window[0].done:
             head = window.popleft()
-            self._above.discard(head.sequence)
-            self.floor = max(self.floor or 0, head.sequence)
-            count, reply = count + 1, head.reply
-        return Advance(count, reply)
+            del self._slots[head.sequence]
+            if self._above:
+                self._above.discard(head.sequence)
+            count += 1
+        if self.floor is None or head.sequence > self.floor:
+            self.floor = head.sequence
+        return Advance(count, head.reply)
 
     def is_begun(self, sequence: int) -> bool:
         """Whether the event was handed out and is not done yet."""

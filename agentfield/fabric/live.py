@@ -154,6 +154,10 @@ class LiveConsumer:
         """The event stays unhandled."""
         self._progress.end(sequence)
 
+    def surely_ours(self, sequence: int) -> bool:
+        """Nobody else handles it."""
+        return True
+
     async def still_ours(self, sequence: int) -> bool:
         """Nobody else handles it."""
         return True

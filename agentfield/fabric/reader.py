@@ -51,7 +51,7 @@ class Reader:
     happen only as fast as the caller takes events: a slow caller costs the server nothing and loses nothing. If events
     that a ``gapless`` reader had still to give are taken out of the stream, it raises :class:`ResyncRequired` in their
     place; any other goes on with those that are left. With ``exact``, the headers of every record are
-    :class:`~agentfield.fabric.client.ExactHeaders`.
+    :class:`~agentfield.fabric.client.ExactHeaders`. ``batch_bytes`` bounds what is asked for at a time.
     """
 
     def __init__(
@@ -64,6 +64,7 @@ class Reader:
         last_per_subject: bool = False,
         gapless: bool = False,
         exact: bool = False,
+        batch_bytes: int = _BATCH_BYTES,
         patience: float = PATIENCE,
     ) -> None:
         self._connection = connection
@@ -84,7 +85,7 @@ class Reader:
         self._signal = asyncio.Event()
         self._subscription: Subscription | None = None
         self._owed = 0
-        self._batch_bytes = _BATCH_BYTES
+        self._batch_bytes = batch_bytes
         self._pending = 0
         self._began_at = 0
         self._looked = 0.0
@@ -321,6 +322,24 @@ class Reader:
     def _event_arrived(self) -> bool:
         """Whether the next delivery is there, so that to take it is not to wait."""
         return bool(self._arrived) and f".{self._name}." in self._arrived[0].reply
+
+    async def block(self, target: int, most: int) -> list[Record]:
+        """The next events up to sequence ``target``: those that have arrived, at most ``most``; none at the end.
+
+        Waits for the first. Raises as :meth:`until`.
+        """
+        taken: list[Record] = []
+        while not taken and not await self._all_came(target):
+            delivery = await self._deliver(self._patience)
+            while delivery is not None:
+                if delivery.record.sequence > target:
+                    self._ahead = delivery
+                    return taken
+                taken.append(delivery.record)
+                if len(taken) == most or not self._event_arrived():
+                    return taken
+                delivery = await self._deliver(self._patience)
+        return taken
 
     async def follow(self) -> AsyncGenerator[Record, None]:
         """Events without end, the past first; returns when the reader is closed."""

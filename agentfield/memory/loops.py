@@ -41,10 +41,12 @@ class LoopGuard:
         self._logged_at: float | None = None
         self._kept_quiet = 0
 
-    async def loop(self, event: Event, record: Record) -> LoopDetected | None:
-        """The report, and a line in the log, if the event must not start the handler; else None."""
-        if event.writer.depth < self._limit:
-            return None
+    def is_reached(self, event: Event) -> bool:
+        """Whether so many handlers led to the event that it must not start this one."""
+        return event.writer.depth >= self._limit
+
+    async def report(self, event: Event, record: Record) -> LoopDetected:
+        """The report on an event at the limit, which also makes a line in the log."""
         found = LoopDetected(
             f"{event.writer.depth} handlers have started one another, each with what it wrote, and at most "
             f"{self._limit} may: {_told(await self._steps(record))}"

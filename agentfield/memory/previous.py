@@ -80,14 +80,23 @@ class PreviousTable:
             if not self.complete:
                 return
 
-    async def of(self, record: Record) -> Record | None:
-        """The event of the same key just before ``record``, which must be newer than any given before of that key."""
+    def has(self, record: Record) -> bool:
+        """Whether it is known without asking the server what the key held before."""
         previous = self._table.get(record.subject)
         if previous is None:
-            if record.subject in self._absent or (self.complete and record.subject not in self._unknown):
-                return None
-            return await self._log.before(record)
-        return previous if previous.headers is not _ELSEWHERE else await self._log.at(previous.sequence)
+            return record.subject in self._absent or (self.complete and record.subject not in self._unknown)
+        return previous.headers is not _ELSEWHERE
+
+    def at_hand(self, record: Record) -> Record | None:
+        """The same as :meth:`of`, of a record that it :meth:`has`."""
+        return self._table.get(record.subject)
+
+    async def of(self, record: Record) -> Record | None:
+        """The event of the same key just before ``record``, which must be newer than any given before of that key."""
+        if self.has(record):
+            return self.at_hand(record)
+        previous = self._table.get(record.subject)
+        return await (self._log.before(record) if previous is None else self._log.at(previous.sequence))
 
     def advance(self, record: Record) -> None:
         """``record`` is now its key's last event."""
@@ -123,4 +132,5 @@ def _is_ours(record: Record) -> bool:
 
 
 def _weight(record: Record) -> int:
-    return len(record.subject) + len(record.payload) + sum(map(len, record.headers.values())) + 250
+    weight = len(record.subject) + len(record.payload) + 250
+    return weight + sum(map(len, record.headers.values())) if record.headers else weight

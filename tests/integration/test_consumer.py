@@ -191,8 +191,8 @@ async def test_draining_finishes_what_is_held_and_hands_out_nothing_more(fabric:
         await eventually(lambda: len(running.held) == 50)
         draining = asyncio.create_task(running.consumer.drain())
         await write_many(fabric, names(51, 60))
-        pulls = running.consumer._pull
-        await eventually(lambda: running.consumer._pull > pulls + 1, what="pulling goes on, for the pin's sake")
+        pulls = running.consumer._pulls.count
+        await eventually(lambda: running.consumer._pulls.count > pulls + 1, what="pulling goes on, for the pin's sake")
         assert not draining.done()
         running.finish()
         await draining

@@ -108,7 +108,7 @@ async def test_instances_that_begin_at_the_same_time_agree_on_one_seam(
 
     await asyncio.gather(*(begin(consumer) for consumer in consumers))
     seam = int((await info(fabric))["config"]["metadata"]["seam"])
-    assert {consumer._seam for consumer in consumers} == {seam}
+    assert {consumer._durable.seam for consumer in consumers} == {seam}
 
 
 async def test_a_restart_of_the_server_in_their_midst_repeats_and_loses_none(

@@ -13,8 +13,8 @@ from tests.support.events import subject
 from tests.support.waiting import eventually
 
 
-def spec(fabric: Fabric, *, start: Start = "all") -> ConsumerSpec:
-    return ConsumerSpec("consumer", (subject(fabric, "k.>"),), start)
+def spec(fabric: Fabric, *heard: str, start: Start = "all") -> ConsumerSpec:
+    return ConsumerSpec("consumer", tuple(subject(fabric, each) for each in heard or ("k.>",)), start)
 
 
 async def info(fabric: Fabric) -> dict[str, Any]:
@@ -80,8 +80,8 @@ class Instance:
 
 
 @asynccontextmanager
-async def instance(fabric: Fabric, *, start: Start = "all", hold: bool = False) -> AsyncIterator[Instance]:
-    consumer = PinnedConsumer(fabric.log, spec(fabric, start=start))
+async def instance(fabric: Fabric, *heard: str, start: Start = "all", hold: bool = False) -> AsyncIterator[Instance]:
+    consumer = PinnedConsumer(fabric.log, spec(fabric, *heard, start=start))
     await consumer.ensure()
     running = Instance(consumer)
     running.hold = hold
