@@ -51,7 +51,7 @@ class SqliteView(FileView):
 
     def __init__(self, path: Path, good: Callable[[], bool]) -> None:
         super().__init__(path, good)
-        self._ending = False
+        self._ours = False
 
     @property
     def fault(self) -> type[Exception]:
@@ -77,13 +77,13 @@ class SqliteView(FileView):
         return connection
 
     def _authorize(self, action: int, argument: str | None, *_: str | None) -> int:
-        """Lets only us end a transaction, and nobody open another file.
+        """Lets only us end a transaction, and nobody open another file, as SQLite itself does to vacuum this one.
 
         Asked when a statement is compiled, so it costs nothing for each event.
         """
-        ends = action == sqlite3.SQLITE_TRANSACTION and argument != "BEGIN" and not self._ending
+        ends = action == sqlite3.SQLITE_TRANSACTION and argument != "BEGIN"
         elsewhere = action in (sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_DETACH)
-        return sqlite3.SQLITE_DENY if ends or elsewhere else sqlite3.SQLITE_OK
+        return sqlite3.SQLITE_DENY if (ends or elsewhere) and not self._ours else sqlite3.SQLITE_OK
 
     def begin(self, connection: sqlite3.Connection, *, write: bool) -> None:
         """Begin; one that writes gets the file's one write lock."""
@@ -91,12 +91,12 @@ class SqliteView(FileView):
 
     def end(self, connection: sqlite3.Connection, *, keep: bool) -> None:
         """Commit or roll back, if a transaction is open."""
-        self._ending = True
+        self._ours = True
         try:
             # Methods, since the statements they compile are not kept where others could use them again.
             (connection.commit if keep else connection.rollback)()
         finally:
-            self._ending = False
+            self._ours = False
 
     def is_busy(self, error: Exception) -> bool:
         """Whether another process has had the write lock for too long."""
@@ -104,11 +104,11 @@ class SqliteView(FileView):
 
     def scrub(self, connection: sqlite3.Connection) -> None:
         """Write the file anew from what is in it, and cut off the log of old pages, as soon as nobody reads these."""
-        self._ending = True
+        self._ours = True
         try:
             connection.execute("VACUUM")
         finally:
-            self._ending = False
+            self._ours = False
         busy, *_ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         if busy:
             raise Busy(
