@@ -26,6 +26,8 @@ _SHARE = 10
 _BATCH = 1000
 _RARE = 10
 """Events of the key whose history is read, spread over the whole log."""
+_PLACES = 5
+"""Scopes that have the key which is looked for in all of them."""
 _SCOPE = Scope("session", "past")
 _EVERYTHING = f"{NAMESPACE}.memory.{_SCOPE.kind}.{_SCOPE.token}.>"
 _DIRECT = f"$JS.API.DIRECT.GET.{LOG}"
@@ -104,9 +106,9 @@ async def history(here: Surroundings) -> Table:
         stream = client.jetstream(timeout=PATIENCE)
         subject = Subjects(NAMESPACE).memory(_SCOPE, "rare")
 
-        async def raw() -> None:
+        async def raw(heard: str) -> None:
             """By nats-py: a consumer of its own each time, as one would for a single look."""
-            config = ConsumerConfig(filter_subject=subject, ack_policy=AckPolicy.NONE, mem_storage=True)
+            config = ConsumerConfig(filter_subject=heard, ack_policy=AckPolicy.NONE, mem_storage=True)
             info = await stream.add_consumer(LOG, config)
             subscription = await stream.pull_subscribe_bind(info.name, LOG)
             assert len([orjson.loads(each.data) for each in await subscription.fetch(_RARE, PATIENCE)]) == _RARE
@@ -122,10 +124,18 @@ async def history(here: Surroundings) -> Table:
         async def newest() -> None:
             assert len([event async for event in scope.history("rare", reverse=True, limit=1)]) == 1
 
+        for number in range(_PLACES):
+            await agent.memory.session(f"other-{number}").set("spread", VALUE)
+
+        async def spread() -> None:
+            assert len([event async for event in agent.memory.history("spread")]) == _PLACES
+
         contestants: dict[str, Operation] = {
-            "raw consumer": raw,
+            "raw consumer": lambda: raw(subject),
+            "raw consumer, by a wildcard for the scope": lambda: raw(f"{NAMESPACE}.memory.*.*.rare"),
             "history": ours,
             "history, in all scopes": everywhere,
+            f"history, in all scopes, of a key that {_PLACES} have": spread,
             "history, the newest event": newest,
         }
         found = await times(contestants, rounds=here.scale(12, 4), calls=here.scale(10, 5))

@@ -1,7 +1,7 @@
 """Erasures, as views that hold plain values meet them: which ones a view still owes, and saying that it owes none.
 
-Owns: the way from a notice of an erasure in the log to the runner that keeps a view, at once or when it runs next. A
-third door to the inside of agentfield. Must not know: how a view drops what was erased. Invariants: a view that was
+Owns: the way from a notice of an erasure in the log to the runner that keeps a view, at once or when it runs next.
+Another door to the inside of agentfield. Must not know: how a view drops what was erased. Invariants: a view that was
 folded before a notice owes that erasure until it has been dropped; an erasure is confirmed only after that.
 """
 

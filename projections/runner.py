@@ -139,6 +139,9 @@ class Runner:
                     if paused:
                         await view.pause(True)
                     await self.store.switch(self.name, generation)
+            if self._erasures.possible:
+                await self.store.tidy(self.name)
+                await self._erasures.honoured(head.erased)
             logger.info("projection %s: rebuilt up to %d", self.name, folder.checkpoint)
             return folder.checkpoint
         finally:
@@ -268,7 +271,6 @@ class Runner:
         last = await self._erasures.last()
         if last > head.erased:
             erasures = await self._erasures.after(head.erased)
-            await self.store.tidy(self.name)
             if not await self._taken_out(live, head, erasures):
                 logger.info("projection %s: made anew without what was erased", self.name)
                 await self._rebuild(live)
@@ -285,6 +287,7 @@ class Runner:
         forget = forgetting(self.projection, erasures)
         if forget is None:
             return False
+        await self.store.tidy(self.name)
         building = await self.store.building(self.name)
         if building is not None:
             begun = (await building.head()).generation

@@ -173,7 +173,7 @@ class Store(Protocol):
         """Remove a generation that is not live."""
 
     async def tidy(self, name: str) -> None:
-        """Remove what somebody left behind who died while he compared a view."""
+        """Remove what somebody left behind who died while he compared a view, or put another in its place."""
 
     async def remove(self, name: str) -> bool:
         """Remove a view with all its generations; whether there was one."""

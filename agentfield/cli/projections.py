@@ -127,7 +127,7 @@ def status_command(invocation: Invocation, names: Sequence[str], store: Path | N
     cells = [tuple(str(row[column]) for column in _COLUMNS) for row in rows]
     invocation.output.table(_COLUMNS, cells, right=("version", "checkpoint", "lag", "events", "age"))
     for row in rows:
-        if row["owes"]:
+        if row["owes"] and row["state"] != "rebuilding":
             invocation.output.line(f"{row['projection']} owes {_erasures(row['owes'])}: run it, or rebuild it")
         if row["error"] is not None:
             at = "" if row["failed_at"] is None else f" at event {row['failed_at']}"

@@ -439,13 +439,25 @@ class Log:
             found.extend(page.records)
         return found
 
-    async def _proven_page(self, filters: Sequence[str], up_to: int | None, start: int, floor: int) -> _Page:
+    async def subjects(self, filters: Sequence[str], *, most: int, floor: int) -> list[str] | None:
+        """The subjects that the filters hear and that have events, none with one up to ``floor`` left out.
+
+        None if there are more than ``most``. Raises :class:`UnavailableError`.
+        """
+        page = await self._proven_page(filters, None, 0, floor, batch=most + 1)
+        if page.status == _TOO_MANY or page.pending > 0 or len(page.records) > most:
+            return None
+        return [record.subject for record in page.records]
+
+    async def _proven_page(
+        self, filters: Sequence[str], up_to: int | None, start: int, floor: int, *, batch: int = _PAGE
+    ) -> _Page:
         """A page from a replica that has reached ``floor``; asks again while others answer."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.timeout
         attempt = 0
         while True:
-            page = await self._page(filters, up_to, start)
+            page = await self._page(filters, up_to, start, batch)
             if page.status == _TOO_MANY or (page.status == _COMPLETE and page.up_to >= floor and page.records):
                 return page
             nothing = page.status == _NOTHING and not start  # a later page was promised something
@@ -466,8 +478,8 @@ class Log:
         firsts = await asyncio.gather(*(self.first_of(subject) for subject in filters))
         return all(record is None or (up_to is not None and record.sequence > up_to) for record in firsts)
 
-    async def _page(self, filters: Sequence[str], up_to: int | None, start: int) -> _Page:
-        body: dict[str, Any] = {"multi_last": list(filters), "batch": _PAGE, "max_bytes": _PAGE_BYTES}
+    async def _page(self, filters: Sequence[str], up_to: int | None, start: int, batch: int) -> _Page:
+        body: dict[str, Any] = {"multi_last": list(filters), "batch": batch, "max_bytes": _PAGE_BYTES}
         if up_to is not None:
             body["up_to_seq"] = up_to
         if start:

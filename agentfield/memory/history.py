@@ -18,6 +18,7 @@ from agentfield.errors import DecodeError, HistoryTruncatedError, InvalidInputEr
 from agentfield.event import Event
 from agentfield.fabric.backwards import backwards, in_blocks
 from agentfield.fabric.fabric import Fabric
+from agentfield.fabric.few import read_each, subjects_of
 from agentfield.memory.addressing import AnyScope, address
 from agentfield.memory.moment import check_point
 from agentfield.memory.previous import PreviousTable
@@ -73,14 +74,16 @@ async def events_between(
 async def _forward(
     fabric: Fabric, patterns: Sequence[Pattern], scopes: Sequence[AnyScope], part: Slice, few: int
 ) -> AsyncIterator[tuple[Record, Record | None]]:
-    filters = fabric.subjects.filters(patterns, scopes)
+    filters = await _filters(fabric, patterns, scopes, part.stop)
     table = PreviousTable(fabric.log, filters)
     if part.start <= 1:
         table.complete = True
-        async for record in fabric.log.read(filters, start=part.start, stop=part.stop):
-            yield record, await _next(table, record)
+        async with aclosing(read_each(fabric.log, filters, start=part.start, stop=part.stop)) as records:
+            async for record in records:
+                yield record, await _next(table, record)
         return
-    async for block in in_blocks(fabric.log.read(filters, start=part.start, stop=part.stop), min(few, _BLOCK)):
+    records = read_each(fabric.log, filters, start=part.start, stop=part.stop)
+    async for block in in_blocks(records, min(few, _BLOCK)):
         await table.learn([record.subject for record in block], block[0].sequence - 1)
         for record in block:
             yield record, await _next(table, record)
@@ -89,13 +92,23 @@ async def _forward(
 async def _backward(
     fabric: Fabric, patterns: Sequence[Pattern], scopes: Sequence[AnyScope], part: Slice, few: int
 ) -> AsyncIterator[tuple[Record, Record | None]]:
-    filters = fabric.subjects.filters(patterns, scopes)
+    filters = await _filters(fabric, patterns, scopes, part.stop)
+    if not filters:
+        return
     async for block in backwards(fabric.log, filters, start=part.start, stop=part.stop, few=few):
         table = PreviousTable(fabric.log, filters)
         await table.learn([record.subject for record in block], block[0].sequence - 1)
         pairs = [(record, await _next(table, record)) for record in block]
         while pairs:
             yield pairs.pop()
+
+
+async def _filters(fabric: Fabric, patterns: Sequence[Pattern], scopes: Sequence[AnyScope], stop: int) -> Sequence[str]:
+    """What hears the events; for one key, wherever it is, the subjects of the scopes that have it, if they are few."""
+    filters = fabric.subjects.filters(patterns, scopes)
+    if not all(pattern.is_literal for pattern in patterns):
+        return filters
+    return await subjects_of(fabric.log, filters, stop=stop)
 
 
 async def _next(table: PreviousTable, record: Record) -> Record | None:

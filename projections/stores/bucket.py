@@ -295,7 +295,11 @@ class Buckets:
         await self._bucket(name, generation).remove()
 
     async def tidy(self, name: str) -> None:
-        """Nothing to do: scratch buckets lie in the server's memory alone."""
+        """Remove generations before the live one. Scratch buckets lie in the server's memory alone."""
+        live = await self._live(check_name(name))
+        for each in await self._generations(name) if live is not None else ():
+            if live is not None and _number(each) < live:
+                await self._bucket(name, _number(each)).remove()
 
     async def remove(self, name: str) -> bool:
         """Remove a view with all its generations; whether there was one."""

@@ -124,9 +124,16 @@ class Directory:
         remove_file(self._generation(name, generation))
 
     async def tidy(self, name: str) -> None:
-        """Remove scratch views that somebody left behind; who is still at one keeps it open all the same."""
+        """Remove what somebody left behind who died at it: scratch views, and generations before the live one.
+
+        Who is still at a scratch view keeps it open all the same.
+        """
         for path in (self.root / check_name(name)).glob("scratch-*"):
             path.unlink(missing_ok=True)
+        link = self._link(name)
+        for path in self._generations(name) if link is not None else ():
+            if link is not None and _number(path) < _number(Path(os.readlink(link))):
+                remove_file(path)
 
     async def remove(self, name: str) -> bool:
         """Remove a view with all its generations; whether there was one."""

@@ -101,7 +101,7 @@ class DuckView(FileView):
 
     def scrub(self, connection: Any) -> None:
         """Copy what is in the file into another one, which takes its place while nobody else can open it."""
-        draft = self.path.with_name(f"draft-{secrets.token_hex(4)}{self.path.suffix}")
+        draft = self.path.with_name(f"scratch-{secrets.token_hex(4)}{self.path.suffix}")
         try:
             (name,) = connection.execute("SELECT current_database()").fetchone()
             connection.execute(f"ATTACH '{_quoted(str(draft), chr(39))}' AS anew")

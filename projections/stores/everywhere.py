@@ -65,7 +65,7 @@ class Stores:
         await (await self._with(name)).discard(name, generation)
 
     async def tidy(self, name: str) -> None:
-        """Remove what somebody left behind who died while he compared a view."""
+        """Remove what somebody left behind who died while he compared a view, or put another in its place."""
         for store in self._all:
             await store.tidy(name)
 

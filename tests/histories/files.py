@@ -35,7 +35,10 @@ def records(name: str) -> Iterator[Record]:
 
 
 def meaning(name: str) -> dict[str, Any]:
-    """What a history means: its ``namespace``, ``events``, ``at`` (nanoseconds), and the ``state`` at that time."""
+    """What a history means: its ``namespace``, ``events``, ``at`` (nanoseconds), and the ``state`` at that time.
+
+    With ``keys``, where something is encrypted: the data keys that were left, in base64, by their fingerprints.
+    """
     found: dict[str, Any] = json.loads((HERE / f"{name}.json").read_text(encoding="utf-8"))
     return found
 

@@ -8,18 +8,20 @@ from __future__ import annotations
 import argparse
 import asyncio
 import tempfile
+from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
 import nats
 from pydantic import BaseModel
 
-from agentfield import Memory, connect, execution
+from agentfield import Agent, Erasure, Event, Memory, connect, execution
 from agentfield.codec import Record, reference_of
 from agentfield.errors import DecodeError
 from agentfield.fabric.fabric import Fabric
 from agentfield.memory.expiry import ExpiryWorker
 from agentfield.memory.lifetime import Periods
+from projections import Source
 from tests.histories import files
 from tests.histories.folding import fold
 from tests.support import NatsServer, eventually
@@ -67,11 +69,17 @@ async def _record(name: str, url: str) -> None:
         fabric = await memory._fabric()
         await _write(memory, fabric)
         await _write_with_schemas(memory, url)
+        await _write_personal(memory)
+        await _write_by_agents(memory, url)
+        async with Source(fabric).lease("ledger-here"):
+            pass
         await _write_what_is_not_ours(url)
         records = [await _whole(fabric, record) async for record in fabric.log.read([])]
+        stored = await fabric.keys.stored([">"])
+    keys = {each.key.fingerprint: b64encode(each.key.secret).decode() for each in stored}
     at = records[-1].timestamp
-    events, state = fold(records, NAMESPACE, at)
-    files.write(name, records, {"namespace": NAMESPACE, "events": events, "at": at, "state": state})
+    events, state = fold(records, NAMESPACE, at, keys=keys)
+    files.write(name, records, {"namespace": NAMESPACE, "keys": keys, "events": events, "at": at, "state": state})
 
 
 async def _whole(fabric: Fabric, record: Record) -> Record:
@@ -140,6 +148,75 @@ async def _write_with_schemas(memory: Memory, url: str) -> None:
         await later.set("ticket_2", TicketWithUrgency(id=2, mood="calm", urgent=True))
         await later.set("ticket_3", {"id": 3, "mood": "calm", "urgent": False}, ttl=86400)
         await later.delete("ticket_3")
+
+
+async def _write_personal(memory: Memory) -> None:
+    """Values under a key for a whole scope and under keys of their own; some of them are erased again."""
+    user, other = memory.session("user-1"), memory.session("user-9")
+    await user.set("street", "written in plain")
+    await memory.set_personal(["session"], ["user_*_email"])
+    await user.set("street", "12 Ockham's Way")
+    then = await user.set("street", {"street": "12 Ockham's Way", "ü": [None, 1.5]})
+    await user.set("letter", {"text": "dear " * 53_000})
+    await user.set("code", 1234, ttl=86400)
+    await user.increment("visits")
+    await user.increment("visits", 2)
+    await user.delete("street")
+    await user.revert("street", then)
+    await memory.set("user_7_email", "ada@example.org", scope="global")
+    await user.set("user_7_email", "ada@example.net")
+    async with memory.transaction() as tx:
+        await tx.get("user_7_email", scope="global")
+        tx.set("greeting", "hello", scope="session", scope_id="user-1")
+        tx.set("greeted", True, scope="global")
+    await user.set("ticket_9", Ticket(id=9, mood="private"))
+    await other.set("street", "nowhere")
+    await other.set("street", "nowhere else")
+    await memory.set("user_9_email", "bob@example.org", scope="global")
+
+    async def drop(_: Erasure) -> None:
+        pass
+
+    async with memory.plaintext_view("ledger", drop):
+        await memory.erase(scope="session", scope_id="user-9", by="Grace")
+    await memory.erase("user_9_*")
+    await other.set("street", "anew")
+
+
+async def _write_by_agents(memory: Memory, url: str) -> None:
+    """Calls that call, handlers that start handlers, in a transaction of their own, with effects that happen once."""
+    orders = Agent("orders", nats_url=url, namespace=NAMESPACE)
+    shipping = Agent("shipping", nats_url=url, namespace=NAMESPACE)
+
+    @orders.reasoner()
+    async def place(item: str) -> int:
+        return await orders.memory.set("parcel_1", {"item": item})
+
+    @orders.reasoner()
+    async def checkout(item: str) -> int:
+        placed: int = await orders.call("orders.place", item=item)
+        return placed
+
+    @shipping.memory.on_change("parcel_*")
+    async def ship(event: Event) -> None:
+        async with shipping.memory.transaction(once=True) as tx:
+            tx.set("label_1", {"for": event.key})
+            tx.set("address", "12 Ockham's Way", scope="session")
+
+    @shipping.memory.on_change("label_*")
+    async def note(event: Event) -> None:
+        await shipping.memory.set("noted", event.data, scope="global")
+        await shipping.memory.delete("noted", scope="global")
+        await shipping.memory.set("noted", event.revision, scope="global")
+
+    async with orders, shipping:
+        async with orders.session("user-1"):
+            await orders.call("orders.checkout", item="tea")
+
+        async def noted() -> bool:
+            return isinstance(await memory.get("noted", scope="global"), int)
+
+        await eventually(noted, within=20)
 
 
 async def _write_what_is_not_ours(url: str) -> None:

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from agentfield import Agent, Event, HistoryTruncatedError, Memory
+from agentfield import Agent, Event, HistoryTruncatedError, Memory, connect
 from agentfield.codec import Record
 from agentfield.fabric import backwards
 from agentfield.fabric.fabric import Fabric
+from agentfield.fabric.few import FEW
 from agentfield.fabric.log import Log
 from tests.support import NatsServer
 from tests.support.events import subject, write_many
@@ -40,6 +41,48 @@ async def test_backwards_is_forwards_reversed(busy: Memory, pattern: str) -> Non
         options = {"since": since, "until": until, "limit": limit}
         assert await events(busy, pattern, **options) == part[:limit]
         assert await events(busy, pattern, **options, reverse=True) == part[::-1][:limit]
+
+
+@pytest.mark.parametrize("scopes", [0, 1, FEW, FEW + 1, 30])
+async def test_a_key_of_any_number_of_scopes_comes_whole_and_of_no_foreign_one(
+    server: NatsServer, namespace: str, memory: Memory, scopes: int
+) -> None:
+    """However many there are: those of one key are read subject by subject where they are few."""
+    expected: list[tuple[str, str, Any, Any]] = []
+    before: dict[tuple[str, str], Any] = {}
+
+    async def write(kind: str, id: str, value: Any) -> None:
+        if value is None:
+            await memory.delete("rare", kind, id)
+        else:
+            await memory.set("rare", value, kind, id)
+        if kind != "actor" or id == "me":
+            expected.append((kind, id, value, before.get((kind, id))))
+            before[kind, id] = value
+
+    places = [("workflow" if number % 2 else "session", f"s.{number}") for number in range(scopes)]
+    for number, (kind, id) in enumerate([*places, *places[::-1]]):
+        await write(kind, id, number)
+        await write("actor", f"foreign-{number}", number)
+        await memory.set("other", number, kind, id)
+    for kind, id in [("global", "global"), ("actor", "me")] if scopes else []:
+        await write(kind, id, "mine")
+        await write(kind, id, None)
+    await write("actor", "them", "theirs")
+    async with connect(server.url, namespace=namespace, actor_id="me") as mine:
+        for options in ({}, {"reverse": True}):
+            found = [
+                (event.scope, event.scope_id, event.data, event.previous_data)
+                for event in await events(mine, "rare", **options)
+            ]
+            assert found == (expected[::-1] if options else expected)
+        revisions = [event.revision for event in await events(mine, "rare")]
+        for count, first in enumerate(revisions):
+            assert [event.revision for event in await events(mine, "rare", since=first, limit=2)] == revisions[count:][
+                :2
+            ]
+            if count > 3:
+                break
 
 
 @pytest.mark.parametrize("reverse", [False, True])
