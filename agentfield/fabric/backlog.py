@@ -23,6 +23,8 @@ from agentfield.fabric.reader import Reader
 
 MOST_FILTERS = 64
 """Above so many, as many consumers would cost the server more than the one with all the filters."""
+FAR = 2000
+"""Events that lie behind from which on readers are worth the milliseconds that it takes to make them."""
 _BLOCK = 500
 _HELD_BYTES = 16 * 1024 * 1024
 """Of what was read ahead, by all readers together; each has a block that is being taken, and one on its way."""

@@ -44,7 +44,7 @@ __all__ = ["GROUP", "PIN_TIMEOUT", "PinnedConsumer"]
 logger = logging.getLogger("agentfield.consumer")
 
 _PULL = 1.0
-"""Seconds a pull stays open; each new one renews the pin, so a third of its timeout."""
+"""Seconds a pull stays open, or a little more or less; each new one renews the pin, so a third of its timeout."""
 _SILENCE = 2.5
 """Seconds without a word on an open pull after which it counts as lost."""
 _STANDBY_PULL = 20.0
@@ -310,13 +310,18 @@ class PinnedConsumer:
         """One pull, for as many events as there is room for."""
         received, last, room = self._received, self._log.last_known, WINDOW - self._progress.outstanding
         self._was_behind, self._pulled = self._behind, []
-        number = await self._pulls.request(pin=self._pin, batch=room, expires=_PULL)
+        number = await self._pulls.request(pin=self._pin, batch=room, expires=self._until_turn())
         await self._answers(number, sent, room)
         if self._was_behind:
             await self._look_for_gap(received)
         if not self._pulled:  # there was nothing: not at the end of this pull, nor at its beginning
             self._gaps.nothing_until(last)
             self._behind = False
+
+    def _until_turn(self) -> float:
+        """About so long a pull stays open: all of one connection end together, so that one wake-up renews them all."""
+        left = _PULL * (1 - (self._loop.time() / _PULL + self._connection.phase) % 1)
+        return left if left > _PULL / 4 else left + _PULL
 
     async def _catch_up(self) -> None:
         """Hand out what lies far behind. From here on the consumer counts anew: no old acknowledgement is sent."""
