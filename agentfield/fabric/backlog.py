@@ -36,7 +36,7 @@ async def backlog(log: Log, filters: Sequence[str], start: int, stop: int) -> As
 
     No two filters may overlap, and the log must have reached ``stop`` by now. Raises :class:`UnavailableError` when
     nothing comes for the patience of the log, :class:`ResyncRequired` when events were taken out of the log before they
-    were read, :class:`AccessDeniedError`.
+    were read, :class:`AccessDeniedError`. What one reader had read by then, and others not, is not given any more.
     """
     held = max(_LEAST_BYTES, _HELD_BYTES // (2 * len(filters)))
     lanes = [_Lane(_reader(log, each, start, held), stop) for each in filters]

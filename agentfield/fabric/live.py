@@ -116,19 +116,22 @@ class LiveConsumer:
                 await self._catch_up(stop)
             await self._go_on(activated=activated)
         except ResyncRequired as gap:
-            self._emit(Shortened(max(self._received, gap.requested - 1), gap.first_available))
+            self._emit(Shortened(gap.requested - 1, gap.first_available))
             self._received = gap.first_available - 1
             if not self._progress.outstanding:
                 self._progress.raise_floor(self._received)
 
     async def _catch_up(self, stop: int) -> None:
-        """Hand out the events up to ``stop``, which may be many."""
-        async with aclosing(backlog(self._log, self._spec.filters, self._received + 1, stop)) as blocks:
-            async for records in blocks:
-                for record in records:
-                    await self._have_room()
-                    self._received = record.sequence
-                    self._emit(self._progress.receive(record))
+        """Hand out the events up to ``stop``, which may be many. Raises :class:`ResyncRequired`."""
+        try:
+            async with aclosing(backlog(self._log, self._spec.filters, self._received + 1, stop)) as blocks:
+                async for records in blocks:
+                    for record in records:
+                        await self._have_room()
+                        self._received = record.sequence
+                        self._emit(self._progress.receive(record))
+        except ResyncRequired as gap:  # what one of the readers had come to is not what was handed out
+            raise ResyncRequired(requested=self._received + 1, first_available=gap.first_available) from None
         self._received = max(self._received, stop)
 
     async def _go_on(self, *, activated: bool) -> None:
