@@ -352,4 +352,4 @@ async def test_an_operator_sees_what_it_is_and_who_is_active(fabric: Fabric) -> 
         await running.reached(1)
         (group,) = (await info(fabric))["priority_groups"]
         assert group["group"] == GROUP
-        assert group["pinned_client_id"] == running.consumer._pin
+        assert group["pinned_client_id"] == running.consumer._handing.pin
