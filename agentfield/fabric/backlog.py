@@ -23,6 +23,8 @@ from agentfield.fabric.reader import Reader
 
 MOST_FILTERS = 64
 """Above so many, as many consumers would cost the server more than the one with all the filters."""
+FAR = 2000
+"""Events that lie behind from which on readers are worth the milliseconds that it takes to make them."""
 _BLOCK = 500
 _HELD_BYTES = 16 * 1024 * 1024
 """Of what was read ahead, by all readers together; each has a block that is being taken, and one on its way."""
@@ -34,7 +36,7 @@ async def backlog(log: Log, filters: Sequence[str], start: int, stop: int) -> As
 
     No two filters may overlap, and the log must have reached ``stop`` by now. Raises :class:`UnavailableError` when
     nothing comes for the patience of the log, :class:`ResyncRequired` when events were taken out of the log before they
-    were read, :class:`AccessDeniedError`.
+    were read, :class:`AccessDeniedError`. What one reader had read by then, and others not, is not given any more.
     """
     held = max(_LEAST_BYTES, _HELD_BYTES // (2 * len(filters)))
     lanes = [_Lane(_reader(log, each, start, held), stop) for each in filters]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -189,6 +190,9 @@ class Connection:
         self._urls = list(urls)
         self.namespace = namespace
         self.name = name
+        self.phase = random.random()
+        """Between 0 and 1, by chance: when in a period is the turn of all who use this connection; other processes have
+        another."""
         self._client: Client | None = None
         self._state: ConnectionState = "reconnecting"
         self._connected = asyncio.Event()

@@ -21,33 +21,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
-from collections.abc import Coroutine
-from typing import Any
 
-from agentfield.codec import Record
-from agentfield.errors import AccessDeniedError, AgentFieldError, ClosedError, ResyncRequired
-from agentfield.fabric import records
+from agentfield.errors import AccessDeniedError, AgentFieldError, ClosedError
 from agentfield.fabric.acknowledging import Acknowledging
-from agentfield.fabric.connection import ConnectionState, Message
-from agentfield.fabric.consuming import WINDOW, Activated, Advance, ConsumerSpec, Item, Progress, Shortened
+from agentfield.fabric.connection import ConnectionState
+from agentfield.fabric.consuming import ConsumerSpec, Item, Progress, Shortened
 from agentfield.fabric.durable import GROUP, PIN_TIMEOUT, Durable
 from agentfield.fabric.faults import Fault, ServerFault, error_of
-from agentfield.fabric.feeding import Feeding
 from agentfield.fabric.gaps import Gaps
+from agentfield.fabric.handing import Handing
 from agentfield.fabric.jetstream import backoff
 from agentfield.fabric.log import Log
 from agentfield.fabric.pulling import Pulls
+from agentfield.fabric.turn import Turn
 
 __all__ = ["GROUP", "PIN_TIMEOUT", "PinnedConsumer"]
 
 logger = logging.getLogger("agentfield.consumer")
 
-_PULL = 1.0
-"""Seconds a pull stays open; each new one renews the pin, so a third of its timeout."""
-_SILENCE = 2.5
-"""Seconds without a word on an open pull after which it counts as lost."""
 _STANDBY_PULL = 20.0
+_SILENCE = 2.5
+"""Seconds beyond the end of a standby's pull after which it counts as lost."""
 _PIN = "Nats-Pin-Id"
 
 
@@ -65,20 +59,10 @@ class PinnedConsumer:
         self._durable = Durable(log, spec, self._progress)
         self._gaps = Gaps(log, self._durable)
         self._pulls = Pulls(log.connection, log.stream, spec.name)
-        self._acks = Acknowledging(log.connection, spec.name, lambda: self.active)
-        self._feeding = Feeding(log, spec, self._durable, self._progress, lambda: self.active)
-        self._fed = False
-        self._pin = self._former_pin = ""
-        self._lease_until = 0.0
-        self._out: deque[Item] = deque()
-        self._ready = asyncio.Event()
-        self._received = 0
-        self._pending = 0
-        self._behind = self._was_behind = True
-        self._pulled: list[int] = []
-        self._draining = False
-        self._certainty: set[asyncio.Future[None]] = set()
-        self._loop = asyncio.get_running_loop()
+        self._handing = Handing(self._progress)
+        self._acks = Acknowledging(log.connection, spec.name, lambda: self._handing.active)
+        self._turn: Turn | None = None
+        self._former_pin = ""
 
     def successor(self) -> PinnedConsumer:
         """One that goes on where this one was."""
@@ -97,27 +81,20 @@ class PinnedConsumer:
     @property
     def active(self) -> bool:
         """Whether this instance surely holds the pin at this moment."""
-        return bool(self._pin) and self._loop.time() < self._lease_until
+        return self._handing.active
 
     async def next(self) -> Item:
         """What to do next. Waits while there is nothing, and while it is uncertain whether we are still active."""
-        while not self._out or self._draining or not self.active:
-            self._ready.clear()
-            await self._ready.wait()
-        item = self._out.popleft()
-        self._progress.begin(item)
-        return item
+        return await self._handing.next()
 
     def done(self, sequence: int) -> None:
         """The event has been handled (or given up for good): it may be acknowledged when all before it are, too."""
         progress = self._progress
         was_full = progress.is_full
         advance = progress.done(sequence)
-        if was_full and not progress.is_full:
-            self._pulls.wake.set()
-            self._feeding.moved.set()
-        elif not progress.outstanding:
-            self._feeding.moved.set()
+        room = was_full and not progress.is_full
+        if (room or not progress.outstanding) and self._turn is not None:
+            self._turn.moved(room=room)
         self._acks.floor(advance)
 
     def put_back(self, sequence: int) -> None:
@@ -146,24 +123,14 @@ class PinnedConsumer:
 
     def surely_ours(self, sequence: int) -> bool:
         """Whether an event handed out earlier is at this moment, beyond doubt, this instance's to handle."""
-        return self.active and self._progress.slot(sequence) is not None
+        return self._handing.surely_ours(sequence)
 
     async def still_ours(self, sequence: int) -> bool:
         """Whether an event handed out earlier is still this instance's to handle; waits while that is uncertain.
 
         When it is not, the event is forgotten here: the instance that is active now handles it.
         """
-        while self._progress.slot(sequence) is not None:
-            if self.active:
-                return True
-            certain = self._loop.create_future()
-            self._certainty.add(certain)
-            try:
-                await certain
-            finally:
-                self._certainty.discard(certain)
-        self._progress.end(sequence)
-        return False
+        return await self._handing.still_ours(sequence)
 
     async def reported(self, gap: Shortened) -> None:
         """That the log was shortened has been reported, and need not be again, by no instance.
@@ -177,7 +144,7 @@ class PinnedConsumer:
 
     async def drain(self) -> None:
         """Hand out nothing more, and return when every event handed out is done; the pin is kept meanwhile."""
-        self._draining = True
+        self._handing.draining = True
         await self._progress.idle()
 
     async def leave(self) -> None:
@@ -185,13 +152,13 @@ class PinnedConsumer:
         self._acks.now()
         await self._acks.sent()
         pinned = self.active
-        self._pin = ""
+        self._handing.pin = ""
         self._acks.forget()
         await self._pulls.close()
         if pinned and self._connection.state == "connected":
             try:
                 await self._connection.flush(2.0)  # the acknowledgement first
-                if self._fed:
+                if self._turn is not None and self._turn.fed:
                     await self._durable.ask("RESET", {"seq": self.floor + 1})
                 await self._durable.ask("UNPIN", {"group": GROUP})
             except (Fault, AgentFieldError) as error:
@@ -207,7 +174,7 @@ class PinnedConsumer:
             while True:
                 try:
                     await self._progress.idle()  # what we still handle must end before we may compete again
-                    if self._draining:
+                    if self._handing.draining:
                         await asyncio.Event().wait()  # until cancelled: whoever is leaving competes no more
                     pin = await self._acquire()
                     attempt = 0
@@ -245,7 +212,7 @@ class PinnedConsumer:
         advisories = await self._pulls.hear_of_unpinning()
         try:
             while True:
-                number = await self._pulls.request(pin=self._pin, batch=1, expires=_STANDBY_PULL)
+                number = await self._pulls.request(pin=self._handing.pin, batch=1, expires=_STANDBY_PULL)
                 await self._free_unfinished()
                 while True:
                     message = await self._pulls.receive(_STANDBY_PULL + _SILENCE)
@@ -280,160 +247,32 @@ class PinnedConsumer:
             await self._durable.ask("RESET")
 
     async def _hold(self, pin: str) -> None:
+        """Be the active instance; ends with an error, when the pin is lost or in doubt."""
         reset = await self._durable.ask("RESET")
         await self._pulls.open_inbox()
         floor = int(reset["reset_seq"]) - 1
         self._durable.note(reset)
         self._progress.raise_floor(floor)
-        self._received, self._pending = floor, int(reset["num_pending"])
-        self._pin, self._lease_until = pin, 0.0
+        self._handing.begin(pin)
         logger.info("consumer %s: active from sequence %d on", self._spec.name, floor + 1)
-        await self._look_for_gap(floor, exact=False)
-        if (seam := self._durable.seam) is not None and floor < seam:
-            info = await self._feed(self._feeding.present(floor, seam, self._take_present))
-            floor = self._received = seam
-            self._pending = int(info["num_pending"])
-        self._emit(Activated(floor))
-        self._behind = True
-        while True:
-            sent = self._loop.time()
-            if self._draining or self._progress.is_full:
-                await self._keep_pin(sent)
-                await self._room(max(_PULL / 10, sent + _PULL - self._loop.time()))
-                self._behind = True
-            elif self._feeding.pays(self._pending):
-                await self._catch_up()
-            else:
-                await self._pull_events(sent)
-
-    async def _pull_events(self, sent: float) -> None:
-        """One pull, for as many events as there is room for."""
-        received, last, room = self._received, self._log.last_known, WINDOW - self._progress.outstanding
-        self._was_behind, self._pulled = self._behind, []
-        number = await self._pulls.request(pin=self._pin, batch=room, expires=_PULL)
-        await self._answers(number, sent, room)
-        if self._was_behind:
-            await self._look_for_gap(received)
-        if not self._pulled:  # there was nothing: not at the end of this pull, nor at its beginning
-            self._gaps.nothing_until(last)
-            self._behind = False
-
-    async def _catch_up(self) -> None:
-        """Hand out what lies far behind. From here on the consumer counts anew: no old acknowledgement is sent."""
-        self._acks.forget()
-        self._progress.forget_replies()
-        self._pulled = []
-        start = max(self._received + 1, self._gaps.log_start)
-        self._pending, self._behind = 0, True
-        try:
-            info = await self._feed(self._feeding.backlog(start, self._take))
-            self._pending = int(info["num_pending"])
-        except ResyncRequired:
-            await self._look_for_gap(self._received)
-            await self._durable.ask("RESET", {"seq": self.floor + 1})
-        except AccessDeniedError as error:
-            logger.info(
-                "consumer %s: catching up takes longer without the permission to read: %s", self._spec.name, error
-            )
-            self._feeding.forbid()
-            await self._durable.ask("RESET", {"seq": self.floor + 1})
-
-    async def _feed(self, feeding: Coroutine[Any, Any, Any]) -> Any:
-        """Hand out what does not come by pulls, and return when that has ended; the pin is kept meanwhile."""
-        self._fed = True
-        task = asyncio.create_task(feeding, name=f"feeding {self._spec.name}")
-        try:
-            while not task.done():
-                sent = self._loop.time()
-                await self._keep_pin(sent)
-                await asyncio.wait([task], timeout=max(_PULL / 10, sent + _PULL - self._loop.time()))
-            outcome = await task
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-        self._fed = False
-        return outcome
-
-    async def _keep_pin(self, sent: float) -> None:
-        """A pull that no event can satisfy still renews the pin: the server answers it with a status."""
-        number = await self._pulls.request(pin=self._pin, batch=1, expires=_PULL, max_bytes=1)
-        await self._answers(number, sent, 1)
-
-    async def _answers(self, number: int, sent: float, owed: int) -> None:
-        """Everything that one pull brings, until the server ends it or it is complete; each answer proves the lease."""
-        while owed > 0:
-            message = await self._pulls.receive(_SILENCE)
-            ended = bool(message.status) and self._pulls.ends(message, number)
-            if message.status and not ended:
-                continue
-            self._lease_until = sent + PIN_TIMEOUT
-            self._ready.set()
-            if self._certainty:
-                self._wake_uncertain()
-            if ended:
-                return
-            owed -= 1
-            self._accept(message)
-
-    def _accept(self, message: Message) -> None:
-        delivery = records.of_consumer(message)
-        sequence = delivery.record.sequence
-        self._pending = delivery.pending
-        if sequence <= self._received:
-            self._accept_again(sequence, delivery.reply)
-            return
-        self._received = sequence
-        self._pulled.append(sequence)
-        self._behind = delivery.pending > 0
-        self._was_behind = self._was_behind or self._behind
-        self._emit(self._progress.receive(delivery.record, delivery.reply))
-
-    def _accept_again(self, sequence: int, reply: str) -> None:
-        """What we have already came again: the consumer was reset. From now on only its new replies count."""
-        if not self._progress.renew(sequence, reply) and sequence <= self.floor:
-            self._acks.floor(Advance(1, reply))
-
-    def _take(self, record: Record) -> None:
-        self._received = record.sequence
-        self._emit(self._progress.receive(record))
-
-    def _take_present(self, record: Record, previous: Record | None) -> None:
-        self._emit(self._progress.receive_present(record, previous))
-
-    def _emit(self, item: Item) -> None:
-        self._out.append(item)
-        self._ready.set()
-
-    async def _look_for_gap(self, received: int, *, exact: bool = True) -> None:
-        gap = await self._gaps.look(received, self._pulled, exact=exact)
-        if gap is not None:
-            self._emit(gap)
+        self._turn = Turn(
+            self._log,
+            self._spec,
+            reset,
+            handing=self._handing,
+            durable=self._durable,
+            pulls=self._pulls,
+            acks=self._acks,
+            gaps=self._gaps,
+        )
+        await self._turn.run()
 
     def _release(self) -> None:
-        """The pin is lost or in doubt: forget what was received; what is being handled is finished by the taker."""
-        if self._pin:
+        """The pin is lost or in doubt: what was received is forgotten, and comes again to whoever is active next."""
+        if self._handing.pin:
             logger.info("consumer %s: no longer active", self._spec.name)
-            self._former_pin = self._pin
-        self._pin = ""
+            self._former_pin = self._handing.pin
+        self._turn = None
         self._acks.forget()
         self._gaps.forget()
-        self._out.clear()
-        self._progress.release()
-        self._fed, self._pulled = False, []
-        self._wake_uncertain()
-
-    def _wake_uncertain(self) -> None:
-        for certain in self._certainty:
-            if not certain.done():
-                certain.set_result(None)
-
-    async def _room(self, seconds: float) -> None:
-        """Wait until there is room in the window, at most until the pin wants renewing."""
-        wake = self._pulls.wake
-        try:
-            async with asyncio.timeout(seconds):
-                while self._draining or self._progress.is_full:
-                    wake.clear()
-                    await wake.wait()
-        except TimeoutError:
-            return
+        self._handing.end()

@@ -13,14 +13,12 @@ from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any
 
 from agentfield.codec import Record
-from agentfield.fabric.backlog import MOST_FILTERS, backlog
-from agentfield.fabric.consuming import WINDOW, ConsumerSpec, Progress
+from agentfield.fabric.backlog import FAR, MOST_FILTERS, backlog
+from agentfield.fabric.consuming import ConsumerSpec, Progress
 from agentfield.fabric.durable import Durable
 from agentfield.fabric.log import Log
 from agentfield.fabric.present import present_values
 
-FAR = 2 * WINDOW
-"""Events that lie behind from which on readers are worth the 5 ms that it takes to make them."""
 _SAVE_EVERY = 0.5
 """Seconds between savings of how far events have been handled: what a kill -9 can make come again."""
 _LAST = 2.0

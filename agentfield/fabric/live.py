@@ -15,6 +15,7 @@ from contextlib import aclosing
 from datetime import datetime
 
 from agentfield.errors import AccessDeniedError, AgentFieldError, ClosedError, ResyncRequired
+from agentfield.fabric.backlog import FAR, MOST_FILTERS, backlog
 from agentfield.fabric.consuming import Activated, ConsumerSpec, Item, Progress, Shortened
 from agentfield.fabric.jetstream import backoff
 from agentfield.fabric.log import Log
@@ -106,31 +107,53 @@ class LiveConsumer:
 
     async def _follow(self) -> None:
         # Ahead of the log's end there is no state yet to begin with.
-        activated = self._received <= self._log.last_known
+        stop = int((await self._log.state())["last_seq"])
+        activated = self._received <= stop
         if activated:
             self._emit(Activated(self._received))
-        reader = Reader(
-            self._log.connection, self._log.stream, self._spec.filters, start=self._received + 1, gapless=True
-        )
         try:
-            async with reader, aclosing(reader.follow()) as following:
-                async for record in following:
-                    if not activated:
-                        self._emit(Activated(self._received))
-                        activated = True
-                    await self._have_room()
-                    self._received = record.sequence
-                    self._emit(self._progress.receive(record))
+            if len(self._spec.filters) in range(2, MOST_FILTERS + 1) and stop - self._received >= FAR:
+                await self._catch_up(stop)
+            await self._go_on(activated=activated)
         except ResyncRequired as gap:
             self._emit(Shortened(gap.requested - 1, gap.first_available))
             self._received = gap.first_available - 1
             if not self._progress.outstanding:
                 self._progress.raise_floor(self._received)
 
+    async def _catch_up(self, stop: int) -> None:
+        """Hand out the events up to ``stop``, which may be many. Raises :class:`ResyncRequired`."""
+        try:
+            async with aclosing(backlog(self._log, self._spec.filters, self._received + 1, stop)) as blocks:
+                async for records in blocks:
+                    for record in records:
+                        await self._have_room()
+                        self._received = record.sequence
+                        self._emit(self._progress.receive(record))
+        except ResyncRequired as gap:  # what one of the readers had come to is not what was handed out
+            raise ResyncRequired(requested=self._received + 1, first_available=gap.first_available) from None
+        self._received = max(self._received, stop)
+
+    async def _go_on(self, *, activated: bool) -> None:
+        """Hand out what comes, for ever."""
+        reader = Reader(
+            self._log.connection, self._log.stream, self._spec.filters, start=self._received + 1, gapless=True
+        )
+        async with reader, aclosing(reader.follow()) as following:
+            async for record in following:
+                if not activated:
+                    self._emit(Activated(self._received))
+                    activated = True
+                await self._have_room()
+                self._received = record.sequence
+                self._emit(self._progress.receive(record))
+
     async def _have_room(self) -> None:
-        while self._progress.is_full:
-            self._room.clear()
-            await self._room.wait()
+        """Return when one more event may be held; of a window that was full, a part is free then."""
+        if self._progress.is_brimful:
+            while self._progress.is_full:
+                self._room.clear()
+                await self._room.wait()
 
     def _emit(self, item: Item) -> None:
         self._out.append(item)
@@ -147,8 +170,11 @@ class LiveConsumer:
 
     def done(self, sequence: int) -> None:
         """The event has been handled, or given up for good."""
-        self._progress.done(sequence)
-        self._room.set()
+        progress = self._progress
+        was_full = progress.is_full
+        progress.done(sequence)
+        if (was_full and not progress.is_full) or not progress.outstanding:
+            self._room.set()
 
     def put_back(self, sequence: int) -> None:
         """The event stays unhandled."""

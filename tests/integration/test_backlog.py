@@ -11,17 +11,17 @@ import pytest
 from agentfield import AccessDeniedError, ResyncRequired
 from agentfield.codec import Record
 from agentfield.fabric import feeding
-from agentfield.fabric.backlog import backlog
+from agentfield.fabric.backlog import FAR, backlog
 from agentfield.fabric.consumer import PIN_TIMEOUT, PinnedConsumer
 from agentfield.fabric.consuming import WINDOW
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.jetstream import api
+from agentfield.fabric.live import LiveConsumer
 from tests.support import NatsServer, eventually
 from tests.support.consuming import Instance, delete, floor, info, instance, spec
 from tests.support.events import shorten, subject, write, write_many
 
 OpenFabric = Callable[..., Awaitable[Fabric]]
-FAR = feeding.FAR
 HEARD = ("a.>", "b.>", "c.*.d")
 
 
@@ -252,7 +252,7 @@ async def test_without_the_permission_to_make_readers_it_takes_longer_and_that_i
 
 async def test_an_acknowledgement_counts_again_after_it(fabric: Fabric) -> None:
     await write_many(fabric, names(1, 4000))
-    running: Instance
+    running: Instance[PinnedConsumer]
     async with instance(fabric, *HEARD) as running:
         await running.reached(4000)
         for last in (4500, 9000, 9500):
@@ -261,3 +261,38 @@ async def test_an_acknowledgement_counts_again_after_it(fabric: Fabric) -> None:
             await eventually(partial(has_floor, fabric, last))
         assert (await info(fabric))["num_ack_pending"] == 0
     assert running.handled == heard(1, 9500)
+
+
+async def test_an_instance_that_hears_by_itself_reads_what_lies_far_behind_and_goes_on_live(fabric: Fabric) -> None:
+    await write_many(fabric, names(1, 4000))
+    consumer = LiveConsumer(fabric.log, spec(fabric, *HEARD))
+    await consumer.ensure()
+    running = Instance(consumer)
+    try:
+        await running.reached(4000)
+        await write_many(fabric, names(4001, 4100))
+        await running.reached(4100)
+    finally:
+        await running.end()
+    assert running.handled == heard(1, 4100)
+    assert running.activations == [0]
+    assert await readers(fabric) == []
+
+
+async def test_such_an_instance_is_told_what_was_taken_out_before_it_came_to_it(fabric: Fabric) -> None:
+    await write_many(fabric, names(1, 9000))
+    consumer = LiveConsumer(fabric.log, spec(fabric, *HEARD))
+    await consumer.ensure()
+    running = Instance(consumer)
+    running.hold = True
+    try:
+        await eventually(lambda: len(running.held) == WINDOW)
+        first = await shorten(fabric, keep=3000)
+        running.hold = False
+        running.finish()
+        await running.reached(9000, within=20)
+    finally:
+        await running.end()
+    (gap,) = running.gaps
+    assert gap.first_available == first
+    assert running.handled == [*heard(1, gap.after), *heard(first, 9000)]

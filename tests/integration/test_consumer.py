@@ -24,7 +24,7 @@ def names(first: int, last: int) -> list[str]:
     return [f"k.{number}" for number in range(first, last + 1)]
 
 
-def have_handled(instances: Sequence[Instance], last: int) -> bool:
+def have_handled(instances: Sequence[Instance[PinnedConsumer]], last: int) -> bool:
     return {sequence for each in instances for sequence in each.handled} >= set(range(1, last + 1))
 
 
@@ -151,7 +151,7 @@ async def test_a_loop_that_stood_still_gives_way_and_repeats_nothing_it_knows_as
     assert set(alone.skipped) <= set(range(1, 51))
 
 
-def slot_of(instance: Instance, sequence: int) -> Slot:
+def slot_of(instance: Instance[PinnedConsumer], sequence: int) -> Slot:
     slot = instance.consumer._progress.slot(sequence)
     assert slot is not None
     return slot
@@ -352,4 +352,4 @@ async def test_an_operator_sees_what_it_is_and_who_is_active(fabric: Fabric) -> 
         await running.reached(1)
         (group,) = (await info(fabric))["priority_groups"]
         assert group["group"] == GROUP
-        assert group["pinned_client_id"] == running.consumer._pin
+        assert group["pinned_client_id"] == running.consumer._handing.pin

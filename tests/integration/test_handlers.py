@@ -207,6 +207,29 @@ async def test_by_default_one_event_at_a_time(agent: Agent, memory: Memory) -> N
     assert most == 1
 
 
+async def test_handlers_that_never_wait_leave_the_loop_its_turns(agent: Agent, memory: Memory) -> None:
+    count, most, before = 0, 0, 0
+
+    @agent.memory.on_change("k_*", start="all")
+    async def react(_: Event) -> None:
+        nonlocal count
+        count += 1
+
+    async def watch() -> None:
+        nonlocal most, before
+        while True:
+            most, before = max(most, count - before), count
+            await asyncio.sleep(0)
+
+    for _ in range(3):
+        await memory.set_many({f"k_{number}": number for number in range(1000)})
+    async with agent:
+        watching = asyncio.create_task(watch())
+        await eventually(lambda: count == 3000, within=15)
+        watching.cancel()
+    assert most < 200, "so many were handled before anything else had its turn"
+
+
 async def test_a_handler_that_raises_is_tried_again_and_other_keys_do_not_wait(agent: Agent, memory: Memory) -> None:
     tries: list[int] = []
     others: list[int] = []

@@ -3,14 +3,16 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from agentfield.fabric.consumer import PinnedConsumer
-from agentfield.fabric.consuming import Activated, ConsumerSpec, Shortened, Start
+from agentfield.fabric.consuming import Activated, Consumer, ConsumerSpec, Shortened, Start
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.jetstream import api
 from tests.support.events import subject
 from tests.support.waiting import eventually
+
+_C = TypeVar("_C", bound=Consumer)
 
 
 def spec(fabric: Fabric, *heard: str, start: Start = "all") -> ConsumerSpec:
@@ -29,10 +31,10 @@ async def delete(fabric: Fabric) -> None:
     await api(fabric.connection, f"CONSUMER.DELETE.{fabric.log.stream}.consumer")
 
 
-class Instance:
+class Instance(Generic[_C]):
     """A consumer with a task that runs it and, unless `hold` is set, one that handles what it gives at once."""
 
-    def __init__(self, consumer: PinnedConsumer) -> None:
+    def __init__(self, consumer: _C) -> None:
         self.consumer = consumer
         self.activations: list[int] = []
         self.handled: list[int] = []
@@ -80,7 +82,9 @@ class Instance:
 
 
 @asynccontextmanager
-async def instance(fabric: Fabric, *heard: str, start: Start = "all", hold: bool = False) -> AsyncIterator[Instance]:
+async def instance(
+    fabric: Fabric, *heard: str, start: Start = "all", hold: bool = False
+) -> AsyncIterator[Instance[PinnedConsumer]]:
     consumer = PinnedConsumer(fabric.log, spec(fabric, *heard, start=start))
     await consumer.ensure()
     running = Instance(consumer)
