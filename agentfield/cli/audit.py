@@ -91,7 +91,7 @@ def seal_command(invocation: Invocation, key_file: Path, follow: bool, every: in
     output = invocation.output
 
     async def seal() -> int:
-        async with connected(invocation) as fabric:
+        async with connected(invocation, founds=follow) as fabric:
             sealer = Sealer(fabric, signer, every=every, within=within)
             count = 0
             async with aclosing(sealer.seal_all()) as seals:

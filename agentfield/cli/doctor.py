@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agentfield.cli.connecting import place
+from agentfield.cli.connecting import NotRunningError, place
 from agentfield.cli.diagnosing import CHECKS, Finding, findings
 from agentfield.cli.ending import DONE, FAILED, one_line
 from agentfield.cli.examining import Facts, examine
@@ -25,12 +25,12 @@ def doctor_command(invocation: Invocation) -> int:
     try:
         facts = wait(examine(where, connect_patience=invocation.connect_patience, patience=invocation.patience))
     except UnavailableError as error:
-        remedy = (
-            "start it: `agentfield up`" if where.url is None else "see to it that it runs, and is reachable from here"
-        )
-        if isinstance(error, IncompatibleServerError):
+        fact, remedy = str(error), "see to it that it runs, and is reachable from here"
+        if isinstance(error, NotRunningError):
+            fact, remedy = error.fact, "`agentfield up` starts it"
+        elif isinstance(error, IncompatibleServerError):
             remedy = f"use a NATS server from version {error.needed} on"
-        found = [Finding("server", str(error), remedy)]
+        found = [Finding("server", fact, remedy)]
     except AccessDeniedError as error:
         found = [Finding("server", str(error), "use credentials that may ask about streams and consumers")]
     else:

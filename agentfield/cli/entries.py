@@ -106,7 +106,7 @@ def set_command(
     content = text if string else value_of(text)
 
     async def store() -> int:
-        async with remembering(invocation) as memory:
+        async with remembering(invocation, founds=True) as memory:
             return await memory.set(key, content, target.kind, target.id, ttl=ttl, if_revision=if_revision)
 
     revision = wait(store())

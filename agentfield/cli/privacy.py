@@ -45,7 +45,7 @@ def personal_command(invocation: Invocation, action: str, scopes: Sequence[str],
     policy = PrivacyPolicy.of(scopes, patterns)
 
     async def look() -> PrivacyPolicy:
-        async with remembering(invocation) as memory:
+        async with remembering(invocation, founds=action == "set") as memory:
             if action == "show":
                 return await memory.personal()
             return await memory.set_personal(scopes, patterns)

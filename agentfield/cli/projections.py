@@ -78,7 +78,7 @@ def run_command(invocation: Invocation, targets: Sequence[str], once: bool, stor
         show_life(as_json=invocation.json)
 
     async def run() -> None:
-        async with source_of(invocation) as source:
+        async with source_of(invocation, founds=not once) as source:
             runners = [Runner(source, projection, Stores(source, chosen)) for projection in projections]
             if once:
                 await bring_up_to_date(runners, invocation)

@@ -161,6 +161,7 @@ def test_a_value_too_large_for_one_message_is_printed_whole_and_listed_by_its_si
     assert cli("ls", "--json").object["value"] == text
 
 
+@pytest.mark.usefixtures("used")
 def test_ls_of_nothing_says_so_aside_and_is_no_failure(cli: Cli) -> None:
     done = cli("ls", "order_*")
     assert (done.code, done.out, done.err) == (0, "", "no entry matches 'order_*'\n")

@@ -128,16 +128,19 @@ async def test_what_nobody_has_served_for_long_is_an_orphan(
         (("remove", "a.b"), "there is no handler a.b", 3),
     ],
 )
+@pytest.mark.usefixtures("used")
 def test_a_handler_that_is_none_is_refused(inside: Inside, args: tuple[str, ...], said: str, code: int) -> None:
     done = inside("handlers", *args)
     assert (done.code, said in done.error) == (code, True)
 
 
+@pytest.mark.usefixtures("used")
 def test_without_handlers_it_says_so(inside: Inside) -> None:
     done = inside("handlers", "list")
     assert (done.code, done.out, done.err) == (0, "", "no handlers yet\n")
 
 
+@pytest.mark.usefixtures("used")
 @pytest.mark.parametrize("name", ["handlers", "deadletters"])
 def test_a_group_alone_shows_its_help_and_takes_options_anywhere(inside: Inside, name: str) -> None:
     done = inside(name)
