@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from agentfield.amount import number_of
 from agentfield.cli.connecting import NotRunningError, place
 from agentfield.cli.diagnosing import CHECKS, Finding, findings
 from agentfield.cli.ending import DONE, FAILED, one_line
@@ -46,7 +47,7 @@ def doctor_command(invocation: Invocation) -> int:
 def _print(facts: Facts | None, found: list[Finding], output: Output) -> None:
     for check in CHECKS if facts is not None else ("server",):
         here = [finding for finding in found if finding.check == check]
-        state = ("ok", "green") if not here else (f"{len(here)} finding{'' if len(here) == 1 else 's'}", "bold red")
+        state = ("ok", "green") if not here else (number_of(len(here), "finding"), "bold red")
         about = [] if facts is None else [(text, "dim") for text in (_about(check, facts),) if text]
         output.line(check.ljust(12), state, *about)
         for finding in here:
