@@ -180,7 +180,7 @@ async def show_all(
     now = fabric.log.now() if at is None else at.nanoseconds
     rows = sorted([await _row(fabric, record, now) async for record in _records(fabric, pattern, scopes, at)])
     if rows:
-        output.table(_COLUMNS, rows, right=("revision", "age"), shrink="value")
+        output.table(_COLUMNS, rows, right=("revision", "age"), shrink="value", name="key")
     else:
         output.note(f"no entry {'matches' if at is None else 'matched'} {shown(pattern.text)}")
 

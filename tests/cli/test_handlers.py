@@ -1,6 +1,7 @@
 """handlers: which there are, how they get on, which are orphans, and forgetting one."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -74,6 +75,13 @@ async def test_the_table_fits_a_terminal(cli: Cli, shop: Shop) -> None:
     shown = await asyncio.to_thread(cli.on_terminal, "handlers", "list")
     assert all(len(line) <= 80 + line.count("\x1b") * 5 for line in shown.splitlines())
     assert "shop.a_handler_with_a_long_name" in shown
+    name = "a_handler_with_a_name_that_is_as_long_as_names_may_be_" + "x" * 10
+    async with shop({name: [f"a_rather_long_pattern_{n}_*" for n in range(5)]}):
+        pass
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", await asyncio.to_thread(cli.on_terminal, "handlers", "list"))
+    assert f"shop.{name}" in shown.splitlines()
+    assert all(f"a_rather_long_pattern_{n}_*" in shown for n in range(5)), "what is folded is not cut"
+    assert all(len(line) <= 80 for line in shown.splitlines() if "handlers remove" not in line)
 
 
 async def test_a_renamed_handler_is_an_orphan_and_can_be_removed(inside: Inside, shop: Shop) -> None:
