@@ -9,28 +9,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from agentfield.cli.invocation import Invocation
-from agentfield.errors import InvalidInputError, UnavailableError
+from agentfield.errors import InvalidInputError
 from agentfield.fabric.connection import Connection
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.faults import ServerFault, Verdict
 from agentfield.fabric.jetstream import api
-from agentfield.local import Server, ensure_server, find_server
+from agentfield.local import Server, TroubleError, ensure_server, find_server
 from agentfield.memory import Memory
 from agentfield.settings import Settings
 from agentfield.subject import check_namespace
-
-
-class NotRunningError(UnavailableError):
-    """No embedded server runs, and this command starts none. ``fact`` says so without the remedy."""
-
-    def __init__(self, home: Path) -> None:
-        self.fact = f"no embedded server is running on {home}"
-        super().__init__(f"{self.fact}: `agentfield up` starts it")
-
 
 CLIENT_NAME = "agentfield-cli"
 """What the server's tools show for a connection of ours."""
@@ -64,11 +54,11 @@ async def server_url(invocation: Invocation, url: str | None) -> str:
 
 
 async def running_server() -> Server:
-    """The embedded server, which is not started. Raises :class:`NotRunningError`."""
+    """The embedded server, which is not started. Raises :class:`TroubleError` if it is not running."""
     home = Settings.load().home
     server = await asyncio.to_thread(find_server, home)
     if server is None:
-        raise NotRunningError(home)
+        raise TroubleError(f"no embedded server is running on {home}", "`agentfield up` starts it")
     return server
 
 

@@ -15,6 +15,7 @@ from typing import Any, Final
 from agentfield.amount import number_of
 from agentfield.cli.examining import Facts, sources
 from agentfield.cli.output import age, size
+from agentfield.cli.status import UNWELL
 from agentfield.fabric.topology import REPLICAS, compare
 
 _LEAST_ROOM = 1_000_000_000
@@ -48,7 +49,7 @@ class Finding:
 def server(facts: Facts) -> Iterator[tuple[str, str]]:
     """The server itself. That it answers, is new enough and has JetStream is known already."""
     if facts.fault is not None:
-        yield f"the server is not well: {facts.fault}", "look into its log, make room, then `agentfield down` and `up`"
+        yield f"the server is not well: {facts.fault}", UNWELL
 
 
 def disk(facts: Facts) -> Iterator[tuple[str, str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from agentfield.amount import number_of
-from agentfield.cli.connecting import NotRunningError, place
+from agentfield.cli.connecting import place
 from agentfield.cli.diagnosing import CHECKS, Finding, findings
 from agentfield.cli.ending import DONE, FAILED, one_line
 from agentfield.cli.examining import Facts, examine
@@ -11,6 +11,7 @@ from agentfield.cli.invocation import Invocation, command
 from agentfield.cli.output import Output, size, visible
 from agentfield.cli.waiting import wait
 from agentfield.errors import AccessDeniedError, IncompatibleServerError, UnavailableError
+from agentfield.local import TroubleError
 
 
 @command("doctor")
@@ -27,8 +28,8 @@ def doctor_command(invocation: Invocation) -> int:
         facts = wait(examine(where, connect_patience=invocation.connect_patience, patience=invocation.patience))
     except UnavailableError as error:
         fact, remedy = str(error), "see to it that it runs, and is reachable from here"
-        if isinstance(error, NotRunningError):
-            fact, remedy = error.fact, "`agentfield up` starts it"
+        if isinstance(error, TroubleError):
+            fact, remedy = error.fact, error.remedy
         elif isinstance(error, IncompatibleServerError):
             remedy = f"use a NATS server from version {error.needed} on"
         found = [Finding("server", fact, remedy)]

@@ -20,6 +20,9 @@ from agentfield.fabric.micro import ServiceInfo, find_all
 from agentfield.fabric.topology import StreamSpec, Topology, compare
 from agentfield.local import Server
 
+UNWELL = "look into its log, make room on its disk, then `agentfield down` and `agentfield up`"
+"""What to do about a server that finds something wrong with itself."""
+
 
 @command("status")
 def status_command(invocation: Invocation) -> None:
@@ -38,7 +41,7 @@ def status_command(invocation: Invocation) -> None:
     else:
         _print(status, invocation.output)
     if fault is not None:
-        raise UnavailableError(f"the server at {status.url} runs, but is not well: {fault}")
+        raise UnavailableError(f"the server at {status.url} runs, but is not well: {fault}; {UNWELL}")
 
 
 @dataclass(frozen=True)

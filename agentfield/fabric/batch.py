@@ -80,7 +80,7 @@ async def append_batch(log: Log, items: Sequence[BatchItem], *, repeated: bool =
     searched = False
     attempt = 0
     while True:
-        fault: Fault
+        fault: Fault | UnavailableError
         try:
             async with asyncio.timeout_at(deadline):
                 await log.batches.acquire()
@@ -90,7 +90,7 @@ async def append_batch(log: Log, items: Sequence[BatchItem], *, repeated: bool =
             finally:
                 log.batches.release()
         except TimeoutError:
-            fault = NoRespondersFault("so many batches were waiting before this one that its time is over")
+            fault = UnavailableError("so many batches were waiting before this one that its time is over")
         except ServerFault as caught:
             fault = caught
             if caught.verdict is Verdict.COMMITTED or (caught.verdict is Verdict.CONFLICT and unknown):
@@ -111,7 +111,7 @@ async def append_batch(log: Log, items: Sequence[BatchItem], *, repeated: bool =
             unknown = unknown or isinstance(caught, NoAnswerFault)
             fault = caught
         except UnavailableError as error:
-            fault = NoRespondersFault(str(error))
+            fault = error
         except ClosedError:
             if unknown:
                 raise _unknown(log, items) from None
