@@ -158,7 +158,7 @@ def error_of(fault: Fault | UnavailableError, doing: str) -> AgentFieldError:
         return UnavailableError(f"{doing}: {fault}")
     if isinstance(fault, NoRespondersFault):
         return UnavailableError(
-            f"{doing}: the server's storage (JetStream) does not answer: it is off, as after a full disk, or has not "
+            f"{doing}: nobody answers there: the server's storage (JetStream) is off, as after a full disk, or has not "
             "finished starting; `agentfield doctor` says what to do"
         )
     return UnavailableError(f"{doing}: no answer from the server in time")
