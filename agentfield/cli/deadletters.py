@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import click
@@ -146,10 +147,8 @@ def replay_command(invocation: Invocation, numbers: Sequence[int], every: bool, 
 
 async def _replay(invocation: Invocation, numbers: Sequence[int], choice: Choice, *, waits: bool) -> int:
     output = invocation.output
-    async with connected(invocation) as fabric:
-        letters = await chosen(fabric, numbers, choice)
+    async with _chosen(invocation, numbers, choice) as (fabric, letters):
         if not letters:
-            output.note("no such dead letters")
             return DONE
         first = int((await fabric.log.state())["first_seq"])
         found = await survey(fabric.connection, fabric.topology, patience=invocation.patience)
@@ -228,10 +227,8 @@ def drop_command(invocation: Invocation, numbers: Sequence[int], every: bool, ch
 
 async def _drop(invocation: Invocation, numbers: Sequence[int], choice: Choice, *, yes: bool) -> int:
     output = invocation.output
-    async with connected(invocation) as fabric:
-        letters = await chosen(fabric, numbers, choice)
+    async with _chosen(invocation, numbers, choice) as (fabric, letters):
         if not letters:
-            output.note("no such dead letters")
             return DONE
         of = ", ".join(f"{count} of {agent}.{handler}" for (agent, handler), count in _by_handler(letters).items())
         what = number_of(len(letters), "dead letter")
@@ -245,6 +242,18 @@ async def _drop(invocation: Invocation, numbers: Sequence[int], choice: Choice, 
     if not output.as_json:
         output.text(f"dropped {what}: {of}")
     return DONE
+
+
+@asynccontextmanager
+async def _chosen(
+    invocation: Invocation, numbers: Sequence[int], choice: Choice
+) -> AsyncIterator[tuple[Fabric, list[Letter]]]:
+    """The letters that are meant; people are told if there are none."""
+    async with connected(invocation) as fabric:
+        letters = await chosen(fabric, numbers, choice)
+        if not letters:
+            invocation.output.note("no such dead letters")
+        yield fabric, letters
 
 
 deadletters_command = group(
