@@ -1,4 +1,4 @@
-"""Counts and spans of time as users give them: what can be one, and what to say of anything else. Pure."""
+"""Counts and spans of time: what can be one, and what to say of anything else; and how a count is said. Pure."""
 
 from __future__ import annotations
 
@@ -25,3 +25,8 @@ def check_span(value: object, name: str, *, remedy: str = "") -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= LONGEST:
         raise InvalidInputError(f"{name}={shown(value)}: seconds, above 0 and at most a century{remedy}")
     return float(value)
+
+
+def number_of(count: int, one: str, many: str = "") -> str:
+    """So many of something, in words: ``1 event``, ``2,000 events``, ``3 tries``."""
+    return f"{count:,} {one if count == 1 else many or f'{one}s'}"

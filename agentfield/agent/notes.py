@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 
+from agentfield.amount import number_of
 from agentfield.codec import EVENT_ID
 from agentfield.errors import AgentFieldError, ClosedError, InvalidInputError, OutcomeUnknownError, UnavailableError
 from agentfield.execution import Execution, current, new_id, to_headers
@@ -197,7 +198,7 @@ class Notes:
                     self._waiting.remove(note)
             pending = again
             if pending:
-                logger.info("%d notes of %s wait for the server", len(self._waiting), self._agent)
+                logger.info("%s of %s waiting for the server", number_of(len(self._waiting), "note"), self._agent)
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, _LONGEST_PAUSE)
 

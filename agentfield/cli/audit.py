@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from agentfield.amount import number_of
 from agentfield.audit.checking import Checked, check_export, check_live, open_export
 from agentfield.audit.exporting import FORMATS, Selection, export
 from agentfield.audit.keyfile import make_key, read_key, read_witness, write_witness
@@ -98,7 +99,7 @@ def seal_command(invocation: Invocation, key_file: Path, follow: bool, every: in
             count += 1
             _print_seal(each, output)
 
-        async with source_of(invocation) as source:
+        async with source_of(invocation, founds=follow) as source:
             sealer = Sealer(source, Seals(signer, every=every, within=within, made=made))
             last = await sealer.catch_up()
             await check_not_paused(sealer, last)
@@ -259,11 +260,11 @@ def export_command(
             counts = {"events": done.events, "seals": done.seals, "left_out": done.left_out}
             output.object({"file": str(path), "format": format, "bytes": written, **counts})
             return
-        events = "1 event" if done.events == 1 else f"{done.events:,} events"
-        seals = "1 seal" if done.seals == 1 else f"{done.seals:,} seals"
-        output.line((str(path), "bold"), f"{events}, {seals}, {size(written)}")
+        held = f"{number_of(done.events, 'event')}, {number_of(done.seals, 'seal')}, {size(written)}"
+        output.line((str(path), "bold"), held)
         if done.left_out:
-            output.note(f"left out: {done.left_out:,} messages that are no events of keys, such as those of locks")
+            left_out = number_of(done.left_out, "message that is no event", "messages that are no events")
+            output.note(f"left out: {left_out} of keys, such as those of locks")
 
     wait(write())
 
@@ -310,7 +311,7 @@ def report_command(
     else:
         with replacing(path) as partial:
             partial.write_text(text, encoding="utf-8")
-        invocation.output.note(f"{path}: {len(report.rows):,} events")
+        invocation.output.note(f"{path}: {number_of(len(report.rows), 'event')}")
     fault = failure(report.checked.verdict)
     if fault is not None and report.state == "tampered":
         raise fault

@@ -6,14 +6,18 @@ know: what the command does there.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from agentfield.cli.invocation import Invocation
 from agentfield.errors import InvalidInputError
+from agentfield.fabric.connection import Connection
 from agentfield.fabric.fabric import Fabric
-from agentfield.local import ensure_server
+from agentfield.fabric.faults import ServerFault, Verdict
+from agentfield.fabric.jetstream import api
+from agentfield.local import Server, TroubleError, ensure_server, find_server
 from agentfield.memory import Memory
 from agentfield.settings import Settings
 from agentfield.subject import check_namespace
@@ -49,9 +53,32 @@ async def server_url(invocation: Invocation, url: str | None) -> str:
     return server.url
 
 
+async def running_server() -> Server:
+    """The embedded server, which is not started. Raises :class:`TroubleError` if it is not running."""
+    home = Settings.load().home
+    server = await asyncio.to_thread(find_server, home)
+    if server is None:
+        raise TroubleError(f"no embedded server is running on {home}", "`agentfield up` starts it")
+    return server
+
+
+async def stream_info(connection: Connection, name: str, patience: float) -> dict[str, Any] | None:
+    """The server's word on a stream; None if there is no such."""
+    try:
+        return await api(connection, f"STREAM.INFO.{name}", patience=patience)
+    except ServerFault as fault:
+        if fault.verdict is Verdict.ABSENT:
+            return None
+        raise
+
+
 @asynccontextmanager
-async def connected(invocation: Invocation) -> AsyncIterator[Fabric]:
-    """The open fabric for a command. Raises what opening one raises."""
+async def connected(invocation: Invocation, *, founds: bool = False) -> AsyncIterator[Fabric]:
+    """The open fabric for a command. Raises what opening one raises.
+
+    Of commands, only those that ``founds`` is said of make a namespace that is not there yet: whoever looks, and has
+    mistyped its name, must not leave it behind. NotFoundError for the others.
+    """
     url, namespace = place(invocation)
     fabric = await Fabric.open(
         await server_url(invocation, url),
@@ -59,6 +86,7 @@ async def connected(invocation: Invocation) -> AsyncIterator[Fabric]:
         name=CLIENT_NAME,
         connect_timeout=invocation.connect_patience,
         timeout=invocation.patience,
+        found=founds,
     )
     try:
         yield fabric
@@ -67,14 +95,17 @@ async def connected(invocation: Invocation) -> AsyncIterator[Fabric]:
 
 
 @asynccontextmanager
-async def remembering(invocation: Invocation) -> AsyncIterator[Memory]:
-    """Memory that connects with its first operation, once that has found nothing wrong with what it is asked to do."""
+async def remembering(invocation: Invocation, *, founds: bool = False) -> AsyncIterator[Memory]:
+    """Memory that connects with its first operation, once that has found nothing wrong with what it is asked to do.
+
+    ``founds`` as for :func:`connected`.
+    """
     async with AsyncExitStack() as stack:
         opened: list[Fabric] = []
 
         async def fabric() -> Fabric:
             if not opened:
-                opened.append(await stack.enter_async_context(connected(invocation)))
+                opened.append(await stack.enter_async_context(connected(invocation, founds=founds)))
             return opened[0]
 
         yield Memory(fabric)

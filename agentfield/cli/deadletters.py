@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import click
 import orjson
 
+from agentfield.amount import number_of
 from agentfield.cli.confirming import confirmed, yes_option
 from agentfield.cli.connecting import connected
 from agentfield.cli.ending import DONE, FAILED, one_line
@@ -57,7 +59,7 @@ def list_command(invocation: Invocation, choice: Choice) -> None:
 
 
 def _print_line(letter: Letter, now: float, output: Output) -> None:
-    tries = "1 try" if letter.tries == 1 else f"{letter.tries} tries"
+    tries = number_of(letter.tries, "try", "tries")
     again = f", replay {letter.replays}" if letter.replays else ""
     output.line(
         (str(letter.number), "bold"),
@@ -101,8 +103,8 @@ async def _event(fabric: Fabric, letter: Letter) -> tuple[Event | None, str]:
 
 
 def _print(letter: Letter, event: Event | None, fault: str, output: Output) -> None:
-    tries = "1 try" if letter.tries == 1 else f"{letter.tries} tries"
-    again = f", after {letter.replays} replay{'' if letter.replays == 1 else 's'}" if letter.replays else ""
+    tries = number_of(letter.tries, "try", "tries")
+    again = f", after {number_of(letter.replays, 'replay')}" if letter.replays else ""
     output.line("letter   ", (str(letter.number), "bold"), f"of {moment(letter.timestamp)}")
     output.line("handler  ", (f"{letter.agent}.{letter.handler}", "bold"), f"gave up after {tries}{again}")
     output.line(
@@ -145,10 +147,8 @@ def replay_command(invocation: Invocation, numbers: Sequence[int], every: bool, 
 
 async def _replay(invocation: Invocation, numbers: Sequence[int], choice: Choice, *, waits: bool) -> int:
     output = invocation.output
-    async with connected(invocation) as fabric:
-        letters = await chosen(fabric, numbers, choice)
+    async with _chosen(invocation, numbers, choice) as (fabric, letters):
         if not letters:
-            output.note("no such dead letters")
             return DONE
         first = int((await fabric.log.state())["first_seq"])
         found = await survey(fabric.connection, fabric.topology, patience=invocation.patience)
@@ -165,7 +165,7 @@ async def _replay(invocation: Invocation, numbers: Sequence[int], choice: Choice
     for letter in asked if output.as_json else ():
         output.object({"id": letter.number, "agent": letter.agent, "handler": letter.handler, "replay": "asked for"})
     for (agent, handler), count in _by_handler(asked).items() if not output.as_json else ():
-        output.text(f"asked {agent}.{handler} to handle {_events(count)} again")
+        output.text(f"asked {agent}.{handler} to handle {number_of(count, 'event')} again")
         if not handlers[agent, handler].is_served:
             output.note(f"no instance of {agent} serves it now: it is done when one does")
     return DONE if len(asked) == len(letters) else FAILED
@@ -227,13 +227,12 @@ def drop_command(invocation: Invocation, numbers: Sequence[int], every: bool, ch
 
 async def _drop(invocation: Invocation, numbers: Sequence[int], choice: Choice, *, yes: bool) -> int:
     output = invocation.output
-    async with connected(invocation) as fabric:
-        letters = await chosen(fabric, numbers, choice)
+    async with _chosen(invocation, numbers, choice) as (fabric, letters):
         if not letters:
-            output.note("no such dead letters")
             return DONE
         of = ", ".join(f"{count} of {agent}.{handler}" for (agent, handler), count in _by_handler(letters).items())
-        if not confirmed(f"Drop {_letters(len(letters))} ({of})? Their events will not be handled.", yes=yes):
+        what = number_of(len(letters), "dead letter")
+        if not confirmed(f"Drop {what} ({of})? Their events will not be handled.", yes=yes):
             output.note("nothing was dropped")
             return FAILED
         for letter in letters:
@@ -241,8 +240,20 @@ async def _drop(invocation: Invocation, numbers: Sequence[int], choice: Choice, 
             if output.as_json:
                 output.object({"id": letter.number, "dropped": True})
     if not output.as_json:
-        output.text(f"dropped {_letters(len(letters))}: {of}")
+        output.text(f"dropped {what}: {of}")
     return DONE
+
+
+@asynccontextmanager
+async def _chosen(
+    invocation: Invocation, numbers: Sequence[int], choice: Choice
+) -> AsyncIterator[tuple[Fabric, list[Letter]]]:
+    """The letters that are meant; people are told if there are none."""
+    async with connected(invocation) as fabric:
+        letters = await chosen(fabric, numbers, choice)
+        if not letters:
+            invocation.output.note("no such dead letters")
+        yield fabric, letters
 
 
 deadletters_command = group(
@@ -275,11 +286,3 @@ def _error(letter: Letter, limit: int) -> str:
 
 def _json(value: Any) -> str:
     return visible(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()).replace("\n", "\n           ")
-
-
-def _events(count: int) -> str:
-    return "1 event" if count == 1 else f"{count} events"
-
-
-def _letters(count: int) -> str:
-    return "1 dead letter" if count == 1 else f"{count} dead letters"

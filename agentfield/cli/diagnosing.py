@@ -12,8 +12,10 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, Final
 
+from agentfield.amount import number_of
 from agentfield.cli.examining import Facts, sources
 from agentfield.cli.output import age, size
+from agentfield.cli.status import UNWELL
 from agentfield.fabric.topology import REPLICAS, compare
 
 _LEAST_ROOM = 1_000_000_000
@@ -47,7 +49,7 @@ class Finding:
 def server(facts: Facts) -> Iterator[tuple[str, str]]:
     """The server itself. That it answers, is new enough and has JetStream is known already."""
     if facts.fault is not None:
-        yield f"the server is not well: {facts.fault}", "look into its log, make room, then `agentfield down` and `up`"
+        yield f"the server is not well: {facts.fault}", UNWELL
 
 
 def disk(facts: Facts) -> Iterator[tuple[str, str]]:
@@ -86,7 +88,7 @@ def _replicas(name: str, info: Mapping[str, Any], clustered: bool) -> Iterator[t
     count = int(info["config"].get("num_replicas", 1))
     if count < REPLICAS:
         yield (
-            f"stream {name} has {count} replica{'' if count == 1 else 's'}, {REPLICAS} are needed to survive a server",
+            f"stream {name} has {number_of(count, 'replica')}, {REPLICAS} are needed to survive a server",
             "have three servers in the cluster; the next agent that may then raises it",
         )
     cluster = info.get("cluster") or {}
@@ -113,14 +115,14 @@ def log(facts: Facts) -> Iterator[tuple[str, str]]:
     missing = max(int(state.get("num_deleted") or 0), last - first + 1 - there)
     if missing:
         yield (
-            f"{missing:,} event{'' if missing == 1 else 's'} of the log cannot be read any more: "
+            f"{number_of(missing, 'event')} of the log cannot be read any more: "
             "its files are damaged, or somebody has set a limit on it",
             "restore the server's data from a backup; on a cluster, remove the damaged replica and let it fill anew",
         )
     for replica, short in sorted(facts.replicas.items()) if not missing else ():
         if short:
             yield (
-                f"the log's replica on {replica} is short of {short:,} event{'' if short == 1 else 's'}",
+                f"the log's replica on {replica} is short of {number_of(short, 'event')}",
                 f"if that stays so, its files are damaged: stop {replica}, remove its copy of "
                 f"{facts.topology.log.name}, start it, and it fills anew",
             )
@@ -155,7 +157,7 @@ def handlers(facts: Facts) -> Iterator[tuple[str, str]]:
     now = datetime.now(UTC)
     for each in facts.survey.handlers:
         durable = each.durable
-        behind = f"{durable.lag:,} event{'' if durable.lag == 1 else 's'} behind"
+        behind = f"{number_of(durable.lag, 'event')} behind"
         # A server that was restarted no longer knows when it last got on.
         since = durable.last_active or (now if durable.floor else durable.created)
         idle = (now - since).total_seconds()
@@ -182,7 +184,7 @@ def deadletters(facts: Facts) -> Iterator[tuple[str, str]]:
     """No event waits for somebody to decide."""
     for (agent, handler), count in sorted(facts.survey.letters.items()):
         yield (
-            f"{count:,} event{'' if count == 1 else 's'} that {agent}.{handler} gave up on",
+            f"{number_of(count, 'event')} that {agent}.{handler} gave up on",
             f"`agentfield deadletters list --agent {agent} --handler {handler}`, then replay or drop",
         )
 
@@ -192,8 +194,7 @@ def timers(facts: Facts) -> Iterator[tuple[str, str]]:
     if facts.overdue and facts.overdue_for > OVERDUE:
         running = "the agents that run do not get to it" if facts.survey.agents else "no agent is running"
         yield (
-            f"{facts.overdue:,} timer{'' if facts.overdue == 1 else 's'} overdue, the first for "
-            f"{age(facts.overdue_for)}: {running}",
+            f"{number_of(facts.overdue, 'timer')} overdue, the first for {age(facts.overdue_for)}: {running}",
             "serve an agent, any one: each does this work for all",
         )
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import orjson
 
+from agentfield.amount import number_of
 from agentfield.cli.output import Output, Part, shortened, size, visible
 from agentfield.event import Entry
 from agentfield.memory import Change, Diff
@@ -37,7 +38,7 @@ def counted(diff: Diff) -> str:
     """How much it is, in words."""
     number = len(diff)
     parts = [f"{len(some)} {name}" for name, some in _parts(diff) if some]
-    return f"{number} key{'' if number == 1 else 's'}: {', '.join(parts)}" if parts else "no keys"
+    return f"{number_of(number, 'key')}: {', '.join(parts)}" if parts else "no keys"
 
 
 def _parts(diff: Diff) -> tuple[tuple[str, tuple[Change, ...]], ...]:
@@ -74,7 +75,7 @@ def _show(change: Change, output: Output) -> None:
         for style, line in lines[:_LINES]:
             output.line(("    " + visible(line), style))
         if len(lines) > _LINES:
-            output.line((f"    … {len(lines) - _LINES} more lines", "dim"))
+            output.line((f"    … {number_of(len(lines) - _LINES, 'more line')}", "dim"))
 
 
 def _inline(change: Change) -> Iterator[Part]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from agentfield.amount import number_of
 from agentfield.cli.connecting import place
 from agentfield.cli.diagnosing import CHECKS, Finding, findings
 from agentfield.cli.ending import DONE, FAILED, one_line
@@ -10,6 +11,7 @@ from agentfield.cli.invocation import Invocation, command
 from agentfield.cli.output import Output, size, visible
 from agentfield.cli.waiting import wait
 from agentfield.errors import AccessDeniedError, IncompatibleServerError, UnavailableError
+from agentfield.local import TroubleError
 
 
 @command("doctor")
@@ -25,12 +27,12 @@ def doctor_command(invocation: Invocation) -> int:
     try:
         facts = wait(examine(where, connect_patience=invocation.connect_patience, patience=invocation.patience))
     except UnavailableError as error:
-        remedy = (
-            "start it: `agentfield up`" if where.url is None else "see to it that it runs, and is reachable from here"
-        )
-        if isinstance(error, IncompatibleServerError):
+        fact, remedy = str(error), "see to it that it runs, and is reachable from here"
+        if isinstance(error, TroubleError):
+            fact, remedy = error.fact, error.remedy
+        elif isinstance(error, IncompatibleServerError):
             remedy = f"use a NATS server from version {error.needed} on"
-        found = [Finding("server", str(error), remedy)]
+        found = [Finding("server", fact, remedy)]
     except AccessDeniedError as error:
         found = [Finding("server", str(error), "use credentials that may ask about streams and consumers")]
     else:
@@ -46,7 +48,7 @@ def doctor_command(invocation: Invocation) -> int:
 def _print(facts: Facts | None, found: list[Finding], output: Output) -> None:
     for check in CHECKS if facts is not None else ("server",):
         here = [finding for finding in found if finding.check == check]
-        state = ("ok", "green") if not here else (f"{len(here)} finding{'' if len(here) == 1 else 's'}", "bold red")
+        state = ("ok", "green") if not here else (number_of(len(here), "finding"), "bold red")
         about = [] if facts is None else [(text, "dim") for text in (_about(check, facts),) if text]
         output.line(check.ljust(12), state, *about)
         for finding in here:

@@ -106,7 +106,7 @@ def set_command(
     content = text if string else value_of(text)
 
     async def store() -> int:
-        async with remembering(invocation) as memory:
+        async with remembering(invocation, founds=True) as memory:
             return await memory.set(key, content, target.kind, target.id, ttl=ttl, if_revision=if_revision)
 
     revision = wait(store())
@@ -180,7 +180,7 @@ async def show_all(
     now = fabric.log.now() if at is None else at.nanoseconds
     rows = sorted([await _row(fabric, record, now) async for record in _records(fabric, pattern, scopes, at)])
     if rows:
-        output.table(_COLUMNS, rows, right=("revision", "age"), shrink="value")
+        output.table(_COLUMNS, rows, right=("revision", "age"), shrink="value", name="key")
     else:
         output.note(f"no entry {'matches' if at is None else 'matched'} {shown(pattern.text)}")
 

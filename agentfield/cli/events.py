@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime, timedelta
 from typing import NoReturn
 
@@ -17,7 +18,7 @@ from agentfield.cli.notes import Note, follow_notes
 from agentfield.cli.output import Output, Part, moment, reader_gone, shortened, visible
 from agentfield.cli.scopes import scope_options, to_read
 from agentfield.cli.waiting import wait
-from agentfield.errors import InvalidInputError, NotFoundError, ResyncRequired
+from agentfield.errors import InvalidInputError, NotFoundError, ResyncRequired, UnavailableError
 from agentfield.event import Event
 from agentfield.fabric.consuming import Start
 from agentfield.fabric.fabric import Fabric
@@ -29,6 +30,8 @@ from agentfield.pattern import Pattern
 from agentfield.scope import Scope
 
 _SHOWN_VALUE = 200
+_LOOK = 1.0
+"""Seconds between looks at whether a namespace is there by now."""
 
 
 @command("history")
@@ -69,10 +72,15 @@ def history_command(
         return count
 
     if wait(show()) == 0:
-        if parsed.is_literal and since is None and until is None and writer is None:
+        if since is not None or until is not None:
+            by = "" if writer is None else f" by {shown(writer)}"
+            output.note(f"no event of {shown(pattern)}{by} in that time")
+        elif writer is not None:
+            raise NotFoundError(f"{shown(writer)} has never written {shown(pattern)} there")
+        elif parsed.is_literal:
             raise NotFoundError(f"nothing has ever happened to {shown(pattern)} there")
-        by = "" if writer is None else f" by {shown(writer)}"
-        output.note(f"no event of {shown(pattern)}{by} in that time")
+        else:
+            output.note(f"no event of {shown(pattern)}")
 
 
 @command("tail")
@@ -97,7 +105,14 @@ async def _tail(
     invocation: Invocation, patterns: Sequence[Pattern], scopes: Sequence[AnyScope], *, notes: bool, from_start: bool
 ) -> None:
     output = invocation.output
-    async with connected(invocation) as fabric, asyncio.TaskGroup() as tasks:
+    async with AsyncExitStack() as stack, asyncio.TaskGroup() as tasks:
+        tasks.create_task(_until_reader_gone())
+        try:
+            fabric = await stack.enter_async_context(connected(invocation))
+        except NotFoundError as error:
+            output.note(f"{error}; waiting for it, and showing all that happens then")
+            fabric = await _once_there(invocation, stack)
+            from_start = True
         noting = asyncio.Event()
 
         async def events() -> None:
@@ -115,11 +130,18 @@ async def _tail(
                 _print_note(note, output)
 
         tasks.create_task(events())
-        tasks.create_task(_until_reader_gone())
         if notes:
             tasks.create_task(remarks())
         else:
             noting.set()
+
+
+async def _once_there(invocation: Invocation, stack: AsyncExitStack) -> Fabric:
+    """The fabric of a namespace as soon as somebody has made that."""
+    while True:
+        await asyncio.sleep(_LOOK)
+        with suppress(NotFoundError, UnavailableError):
+            return await stack.enter_async_context(connected(invocation))
 
 
 async def _whatever_is_left(

@@ -13,17 +13,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from agentfield.cli.connecting import CLIENT_NAME, Place
+from agentfield.cli.connecting import CLIENT_NAME, Place, running_server, stream_info
 from agentfield.cli.surveying import Survey, survey
-from agentfield.errors import UnavailableError
 from agentfield.fabric import records
 from agentfield.fabric.connection import Connection
-from agentfield.fabric.faults import NO_MESSAGE, Fault, ServerFault, Verdict, error_of
+from agentfield.fabric.faults import NO_MESSAGE, Fault, ServerFault, error_of
 from agentfield.fabric.jetstream import api
 from agentfield.fabric.replicas import messages_by_replica
 from agentfield.fabric.topology import StreamSpec, Topology
-from agentfield.local import Server, find_server
-from agentfield.settings import Settings
+from agentfield.local import Server
 
 _LOOKS = 5
 """How often a bucket is looked at that is behind, or was not filled yet: that it is new, or a burst, is no fault."""
@@ -73,10 +71,7 @@ async def examine(place: Place, *, connect_patience: float, patience: float) -> 
     """Look at everything. Raises what connecting raises, and :class:`UnavailableError` if an answer does not come."""
     embedded, url = None, place.url
     if url is None:
-        home = Settings.load().home
-        embedded = await asyncio.to_thread(find_server, home)
-        if embedded is None:
-            raise UnavailableError(f"no embedded server is running on {home}: `agentfield up` starts it")
+        embedded = await running_server()
         url = embedded.url
     connection = await Connection.open(url, namespace=place.namespace, name=CLIENT_NAME, timeout=connect_patience)
     try:
@@ -120,17 +115,8 @@ async def _look(connection: Connection, embedded: Server | None, patience: float
 async def _streams(
     connection: Connection, topology: Topology, patience: float
 ) -> Mapping[str, Mapping[str, Any] | None]:
-    found = await asyncio.gather(*(_stream(connection, spec.name, patience) for spec in topology.streams))
+    found = await asyncio.gather(*(stream_info(connection, spec.name, patience) for spec in topology.streams))
     return {spec.name: info for spec, info in zip(topology.streams, found, strict=True)}
-
-
-async def _stream(connection: Connection, name: str, patience: float) -> dict[str, Any] | None:
-    try:
-        return await api(connection, f"STREAM.INFO.{name}", patience=patience)
-    except ServerFault as fault:
-        if fault.verdict is Verdict.ABSENT:
-            return None
-        raise
 
 
 def sources(info: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 
+from agentfield.amount import number_of
 from agentfield.cli.ending import WithDetails
 from agentfield.cli.invocation import Invocation
 from agentfield.cli.output import visible
@@ -34,13 +35,16 @@ def examine_buckets(
             invocation.output.object({**asdict(verdict), "equal": verdict.equal})
         elif verdict.equal:
             invocation.output.text(
-                f"as of event {verdict.checkpoint}, bucket {verdict.bucket} ({verdict.keys} keys) is what the log says"
+                f"as of event {verdict.checkpoint}, bucket {verdict.bucket} ({number_of(verdict.keys, 'key')}) is what "
+                "the log says"
             )
     differences = [difference for verdict in verdicts for difference in verdict.differences]
     if differences:
+        differing = len({difference.bucket for difference in differences})
+        verb = "is" if differing == 1 else "are"
         raise WithDetails(
-            f"{len({difference.bucket for difference in differences})} of {len(kinds)} buckets are not what the log "
-            f"says; `agentfield projections rebuild {target}` makes them anew",
+            f"{differing} of {number_of(len(kinds), 'bucket')} {verb} not what the log says; "
+            f"`agentfield projections rebuild {target}` makes them anew",
             tuple(
                 f"  {visible(each.subject)}: {each.found} instead of event {each.event}"
                 for each in differences[:_NAMED]

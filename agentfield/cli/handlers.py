@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import click
 
 from agentfield.agent.reasoner import check_name
+from agentfield.amount import number_of
 from agentfield.cli.confirming import confirmed, yes_option
 from agentfield.cli.connecting import connected
 from agentfield.cli.ending import DONE, FAILED
@@ -113,7 +114,7 @@ async def _remove(invocation: Invocation, agent: str, name: str, force: bool, ye
 def _unhandled(lag: int) -> str:
     if not lag:
         return "it had handled all its events"
-    return f"{lag:,} event{'' if lag == 1 else 's'} that it has not handled will never be"
+    return f"{number_of(lag, 'event')} that it has not handled will never be"
 
 
 handlers_command = group(

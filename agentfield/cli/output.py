@@ -65,14 +65,21 @@ class Output:
             sys.stdout.flush()
 
     def table(
-        self, columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = (), shrink: str = ""
+        self,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[str]],
+        *,
+        right: Sequence[str] = (),
+        shrink: str = "",
+        name: str = "",
     ) -> None:
         """Print a table; the columns named in ``right`` are set flush right.
 
-        On a terminal that is too narrow, the column ``shrink`` is cut short first; what is still too long is folded.
+        On a terminal that is too narrow, the column ``shrink`` is cut short; where that is not enough, each row becomes
+        lines of its own, the first one the column ``name`` (else the first) alone, so that it can be copied whole.
         """
         if self.styled:
-            self._rich_table(columns, rows, right, shrink)
+            self._rich_table(columns, rows, right, shrink, name or columns[0])
             return
         widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
         for row in (columns, *rows):
@@ -88,29 +95,37 @@ class Output:
         print(text, file=sys.stderr, flush=True)
 
     def _rich_table(
-        self, columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str], shrink: str
+        self, columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str], shrink: str, name: str
     ) -> None:
         from rich.cells import cell_len
         from rich.table import Table
         from rich.text import Text
 
-        widths = {name: max(map(cell_len, (name, *cells))) for name, *cells in zip(columns, *rows, strict=True)}
-        taken = sum(width + 2 for name, width in widths.items() if name != shrink)
+        widths = {each: max(map(cell_len, (each, *cells))) for each, *cells in zip(columns, *rows, strict=True)}
+        room = self._console.width - sum(width + 2 for each, width in widths.items() if each != shrink)
+        if room < (min(_NARROWEST, widths[shrink]) if shrink else -2):
+            self._blocks(columns, rows, name)
+            return
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-        for name in columns:
-            squeezed = name == shrink
-            table.add_column(
-                name,
-                justify="right" if name in right else "left",
-                no_wrap=squeezed,
-                overflow="ellipsis" if squeezed else "fold",
-            )
+        for each in columns:
+            table.add_column(each, justify="right" if each in right else "left", no_wrap=True)
         for row in rows:
             cells = dict(zip(columns, map(Text, row), strict=True))
             if shrink:
-                cells[shrink].truncate(max(_NARROWEST, self._console.width - taken), overflow="ellipsis")
+                cells[shrink].truncate(room, overflow="ellipsis")
             table.add_row(*cells.values())
         self._console.print(table)
+
+    def _blocks(self, columns: Sequence[str], rows: Sequence[Sequence[str]], name: str) -> None:
+        """The rows of a table that does not fit: of each, its name on a line, and the rest below, folded at spaces."""
+        from rich.padding import Padding
+        from rich.text import Text
+
+        for row in rows:
+            cells = dict(zip(columns, row, strict=True))
+            self._console.print(Text(cells.pop(name), "bold"), soft_wrap=True)
+            rest = [Text.assemble((column, "dim"), " ", cell) for column, cell in cells.items()]
+            self._console.print(Padding(Text(", ").join(rest), (0, 0, 0, 2)))
 
     @cached_property
     def _console(self) -> Console:

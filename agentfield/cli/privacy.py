@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import click
 
+from agentfield.amount import number_of
 from agentfield.cli import ending
 from agentfield.cli.confirming import confirmed, yes_option
 from agentfield.cli.connecting import remembering
@@ -45,7 +46,7 @@ def personal_command(invocation: Invocation, action: str, scopes: Sequence[str],
     policy = PrivacyPolicy.of(scopes, patterns)
 
     async def look() -> PrivacyPolicy:
-        async with remembering(invocation) as memory:
+        async with remembering(invocation, founds=action == "set") as memory:
             if action == "show":
                 return await memory.personal()
             return await memory.set_personal(scopes, patterns)
@@ -101,7 +102,7 @@ def _print(receipt: ErasureReceipt, output: Output) -> None:
         ("what", receipt.erased),
         ("at", moment(receipt.at)),
         ("by", receipt.by or "-"),
-        ("deleted", f"{_several(receipt.deleted, 'entry', 'entries')} that had a value"),
+        ("deleted", f"{number_of(receipt.deleted, 'entry', 'entries')} that had a value"),
         ("keys", ", ".join(receipt.keys) or "none: nothing of it was encrypted with a key that was still there"),
         *((tally.fate, _counted(tally)) for tally in receipt.tallies),
         *((f"view {name}", answer) for name, answer in sorted(receipt.views.items())),
@@ -115,7 +116,7 @@ def _print(receipt: ErasureReceipt, output: Output) -> None:
     if not receipt.journals_renewed:
         output.note("NOT covered: the servers' journals may hold the keys until they are cut; erase again later")
     for tally in receipt.left:
-        values = _several(tally.events, "value")
+        values = number_of(tally.events, "value")
         output.note(f"NOT covered, and readable in the history: {values}, {_REASONS[tally.fate]}")
 
 
@@ -129,11 +130,7 @@ def _counted(tally: Tally) -> str:
     ranges = [str(first) if first == last else f"{first}–{last}" for first, last in tally.revisions[:_SHOWN_RANGES]]
     more = "" if tally.complete and len(tally.revisions) <= _SHOWN_RANGES else ", …"
     revisions = "revision" if tally.events == 1 else "revisions"
-    return f"{_several(tally.events, 'event')}, {revisions} {', '.join(ranges)}{more}"
-
-
-def _several(count: int, one: str, many: str = "") -> str:
-    return f"{count} {one if count == 1 else many or f'{one}s'}"
+    return f"{number_of(tally.events, 'event')}, {revisions} {', '.join(ranges)}{more}"
 
 
 def _user() -> str | None:

@@ -53,9 +53,9 @@ def chosen_store(invocation: Invocation, directory: Path | None) -> Directory:
 
 
 @asynccontextmanager
-async def source_of(invocation: Invocation) -> AsyncIterator[Source]:
-    """The log that a command means. Raises what connecting raises."""
-    async with connected(invocation) as fabric:
+async def source_of(invocation: Invocation, *, founds: bool = False) -> AsyncIterator[Source]:
+    """The log that a command means. Raises what connecting raises; ``founds`` as for :func:`connected`."""
+    async with connected(invocation, founds=founds) as fabric:
         yield Source(fabric)
 
 

@@ -87,7 +87,7 @@ def run_command(
         show_life(as_json=invocation.json)
 
     async def run() -> None:
-        async with source_of(invocation) as source:
+        async with source_of(invocation, founds=not once) as source:
             runners = [runner_of(source, projection, chosen) for projection in projections]
             if once:
                 await bring_up_to_date(runners, invocation)

@@ -6,6 +6,7 @@ import asyncio
 
 from agentfield.cli.invocation import Invocation, command
 from agentfield.cli.output import moment
+from agentfield.cli.status import UNWELL
 from agentfield.cli.waiting import wait
 from agentfield.errors import UnavailableError
 from agentfield.local import Server, ensure_server, stop_server
@@ -51,7 +52,7 @@ def up_command(invocation: Invocation) -> None:
             "and not the embedded one"
         )
     if fault is not None:
-        raise UnavailableError(f"the server at {server.url} runs, but is not well: {fault}")
+        raise UnavailableError(f"the server at {server.url} runs, but is not well: {fault}; {UNWELL}")
 
 
 @command("down", takes=("json",))

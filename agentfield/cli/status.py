@@ -8,18 +8,20 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from agentfield.cli.connecting import CLIENT_NAME, place
+from agentfield.cli.connecting import CLIENT_NAME, place, running_server, stream_info
 from agentfield.cli.invocation import Invocation, command
 from agentfield.cli.output import Output, moment, size
 from agentfield.cli.waiting import wait
 from agentfield.errors import UnavailableError
 from agentfield.fabric.connection import Connection
-from agentfield.fabric.faults import Fault, ServerFault, Verdict, error_of
+from agentfield.fabric.faults import Fault, error_of
 from agentfield.fabric.jetstream import api
 from agentfield.fabric.micro import ServiceInfo, find_all
 from agentfield.fabric.topology import StreamSpec, Topology, compare
-from agentfield.local import Server, find_server
-from agentfield.settings import Settings
+from agentfield.local import Server
+
+UNWELL = "look into its log, make room on its disk, then `agentfield down` and `agentfield up`"
+"""What to do about a server that finds something wrong with itself."""
 
 
 @command("status")
@@ -39,7 +41,7 @@ def status_command(invocation: Invocation) -> None:
     else:
         _print(status, invocation.output)
     if fault is not None:
-        raise UnavailableError(f"the server at {status.url} runs, but is not well: {fault}")
+        raise UnavailableError(f"the server at {status.url} runs, but is not well: {fault}; {UNWELL}")
 
 
 @dataclass(frozen=True)
@@ -90,10 +92,7 @@ async def _look(invocation: Invocation) -> tuple[_Status, str | None]:
     url, namespace = place(invocation)
     embedded = None
     if url is None:
-        home = Settings.load().home
-        embedded = await asyncio.to_thread(find_server, home)
-        if embedded is None:
-            raise UnavailableError(f"no embedded server is running on {home}: `agentfield up` starts it")
+        embedded = await running_server()
         url = embedded.url
     fault = await asyncio.to_thread(embedded.fault) if embedded is not None else None
     connection = await Connection.open(url, namespace=namespace, name=CLIENT_NAME, timeout=invocation.connect_patience)
@@ -109,7 +108,7 @@ async def _ask(connection: Connection, embedded: Server | None, patience: float)
         account, agents, *infos = await asyncio.gather(
             api(connection, "INFO", patience=patience),
             find_all(connection),
-            *(_stream(connection, spec.name, patience) for spec in specs),
+            *(stream_info(connection, spec.name, patience) for spec in specs),
         )
     except Fault as fault:
         raise error_of(fault, "asking for the status") from None
@@ -122,15 +121,6 @@ async def _ask(connection: Connection, embedded: Server | None, patience: float)
         streams=list(zip(specs, infos, strict=True)),
         agents=agents,
     )
-
-
-async def _stream(connection: Connection, name: str, patience: float) -> dict[str, Any] | None:
-    try:
-        return await api(connection, f"STREAM.INFO.{name}", patience=patience)
-    except ServerFault as fault:
-        if fault.verdict is Verdict.ABSENT:
-            return None
-        raise
 
 
 def _facts(spec: StreamSpec, info: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from agentfield.amount import number_of
 from agentfield.audit.comparing import Difference, Seen
 from agentfield.audit.jsonl import time_text
 from agentfield.audit.reporting import Report
@@ -35,19 +36,18 @@ def show(verdict: Verdict, output: Output, *, what: str, now: int) -> None:
         return
     if verdict.events:
         span = f"revisions {verdict.first} to {verdict.last}"
-        seals = "1 seal" if verdict.seals == 1 else f"{verdict.seals:,} seals"
-        events = "1 event" if verdict.events == 1 else f"{verdict.events:,} events"
-        output.line(
-            ("verified", "green"), f"{span} ({events}, {seals}), the last of {_moment(verdict.last_time)}", flush=True
-        )
+        held = f"{number_of(verdict.events, 'event')}, {number_of(verdict.seals, 'seal')}"
+        output.line(("verified", "green"), f"{span} ({held}), the last of {_moment(verdict.last_time)}", flush=True)
     else:
         output.line(("verified", "yellow"), "no event", flush=True)
     for key in verdict.keys:
         output.line("signed by", key, flush=True)
     if verdict.unsealed:
         since = f", the oldest {age((now - verdict.unsealed_since) / 1e9)} old" if verdict.unsealed_since else ""
-        events = "1 event" if verdict.unsealed == 1 else f"{verdict.unsealed:,} events"
-        output.line(("unsealed", "yellow"), f"{events} after that{since}: nothing is known of them", flush=True)
+        known = "nothing is known of " + ("it" if verdict.unsealed == 1 else "them")
+        output.line(
+            ("unsealed", "yellow"), f"{number_of(verdict.unsealed, 'event')} after that{since}: {known}", flush=True
+        )
     for remark in remarks(verdict, what):
         output.line(("note", "yellow"), visible(remark), flush=True)
 
@@ -111,7 +111,7 @@ def entitle(
         verified = len(report.rows) - unsealed
         report.state = "unsealed"
         report.statement = (
-            f"{verified:,} of {len(report.rows):,} events are as they were sealed, the others not sealed yet"
+            f"{verified:,} of {number_of(len(report.rows), 'event')} are as they were sealed, the others not sealed yet"
         )
     else:
         report.state, report.statement = "verified", "Every event here is as it was sealed"

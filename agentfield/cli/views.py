@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
+from agentfield.amount import number_of
 from agentfield.cli.connecting import connected
 from agentfield.cli.invocation import Invocation, command
 from agentfield.cli.kinds import DURATION, POINT, Point
@@ -124,7 +125,7 @@ async def _asked(
             live = await store.live(projection.name)
             behind = await source.last() - (0 if live is None else (await _closing(live)))
             if behind > _MANY:
-                invocation.output.note(f"bringing the view up to date: {behind} events")
+                invocation.output.note(f"bringing the view up to date: {number_of(behind, 'event')}")
             await runner.catch_up()
     view = await store.live(projection.name)
     if view is None:

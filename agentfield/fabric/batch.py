@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import orjson
 
+from agentfield.amount import number_of
 from agentfield.codec import EVENT_ID
 from agentfield.errors import ClosedError, InvalidInputError, OutcomeUnknownError, UnavailableError
 from agentfield.execution import new_id
@@ -79,7 +80,7 @@ async def append_batch(log: Log, items: Sequence[BatchItem], *, repeated: bool =
     searched = False
     attempt = 0
     while True:
-        fault: Fault
+        fault: Fault | UnavailableError
         try:
             async with asyncio.timeout_at(deadline):
                 await log.batches.acquire()
@@ -89,7 +90,7 @@ async def append_batch(log: Log, items: Sequence[BatchItem], *, repeated: bool =
             finally:
                 log.batches.release()
         except TimeoutError:
-            fault = NoRespondersFault("so many batches were waiting before this one that its time is over")
+            fault = UnavailableError("so many batches were waiting before this one that its time is over")
         except ServerFault as caught:
             fault = caught
             if caught.verdict is Verdict.COMMITTED or (caught.verdict is Verdict.CONFLICT and unknown):
@@ -105,12 +106,12 @@ async def append_batch(log: Log, items: Sequence[BatchItem], *, repeated: bool =
             if caught.verdict is Verdict.CONFLICT and not (unknown and caught.in_flight):
                 raise Conflict(caught.actual_sequence) from None
             if caught.verdict not in (Verdict.RETRY, Verdict.COMMITTED, Verdict.CONFLICT):
-                raise error_of(caught, f"writing {len(items)} events (nothing was stored)") from None
+                raise error_of(caught, f"writing {number_of(len(items), 'event')} (nothing was stored)") from None
         except (NoAnswerFault, NoRespondersFault) as caught:
             unknown = unknown or isinstance(caught, NoAnswerFault)
             fault = caught
         except UnavailableError as error:
-            fault = NoRespondersFault(str(error))
+            fault = error
         except ClosedError:
             if unknown:
                 raise _unknown(log, items) from None
@@ -120,7 +121,7 @@ async def append_batch(log: Log, items: Sequence[BatchItem], *, repeated: bool =
         if loop.time() + pause >= deadline:
             if unknown:
                 raise _unknown(log, items)
-            raise error_of(fault, f"writing {len(items)} events (nothing was stored)")
+            raise error_of(fault, f"writing {number_of(len(items), 'event')} (nothing was stored)")
         await asyncio.sleep(pause)
 
 
@@ -137,8 +138,8 @@ def check_count(number: int) -> None:
 
 def _unknown(log: Log, items: Sequence[BatchItem]) -> OutcomeUnknownError:
     return OutcomeUnknownError(
-        f"writing {len(items)} events together: sent, but not confirmed within {log.timeout:g} s; all of them may be "
-        "stored, or none",
+        f"writing {number_of(len(items), 'event')} together: sent, but not confirmed within {log.timeout:g} s; all of "
+        "it may be stored, or nothing",
         event_id=items[-1].headers[EVENT_ID],
     )
 

@@ -26,6 +26,7 @@ from agentfield.fabric.call_protocol import (
     CALL_HEADER,
     DONE,
     ERROR_CODE_HEADER,
+    INVALID_ARGUMENTS,
     SEEN_HEADER,
     SILENCE,
     STATUS_HEADER,
@@ -49,6 +50,9 @@ _LATE = 1.0
 
 _SETTLING = 2.0
 """Seconds after our own reconnection in which a missing agent may only be reconnecting too: it is asked for again."""
+_ASKED = 10
+"""Instances that a call is given to, one after the other, while each refuses its arguments: of two versions that run at
+once, in equal numbers, one in a thousand calls then misses the one that takes them."""
 _ABSENT_PAUSE = 0.1
 _NOBODY = 503
 """The status with which the server answers a request that no subscription took (ADR-4)."""
@@ -109,14 +113,12 @@ class Calls:
                 f"{limit:,} for one message; put the large one into memory and pass its key"
             )
         wait = _Wait(agent, reasoner, execution.execution_id, timeout, deadline)
-        answer = await self._exchange(subject, payload, headers, wait)
-        while answer.status == _NOBODY:
-            settled = loop.time() > min(self._up_since + _SETTLING, deadline - _DISCOVERY)
-            await self._explain_absence(wait, final=settled)
-            await asyncio.sleep(_ABSENT_PAUSE)
-            answer = await self._exchange(subject, payload, headers, wait)
-            if answer.status == _NOBODY and settled:
-                raise AgentUnavailableError(f"agent {agent!r} is just stopping or starting; nothing ran", agent=agent)
+        answer = await self._given(subject, payload, headers, wait, 0)
+        for attempt in range(1, _ASKED):
+            if not _is_refused(answer):
+                break
+            # Another instance may be of another version, whose reasoner takes these arguments.
+            answer = await self._given(subject, payload, headers, wait, attempt)
         if (seen := answer.headers.get(SEEN_HEADER, "")).isdecimal():
             execution.seen.saw(int(seen))
         if _is_failure(answer):
@@ -144,19 +146,37 @@ class Calls:
                 if self._subscription is None:
                     self._subscription = await self._connection.subscribe(f"{self._inbox}.*", self._on_reply)
 
-    async def _exchange(self, subject: str, payload: bytes, headers: dict[str, str], wait: _Wait) -> Message:
+    async def _given(self, subject: str, payload: bytes, headers: dict[str, str], wait: _Wait, attempt: int) -> Message:
+        """What an instance answers. Raises if there is none."""
+        loop = asyncio.get_running_loop()
+        answer = await self._exchange(subject, payload, headers, wait, attempt)
+        while answer.status == _NOBODY:
+            settled = loop.time() > min(self._up_since + _SETTLING, wait.deadline - _DISCOVERY)
+            await self._explain_absence(wait, final=settled)
+            await asyncio.sleep(_ABSENT_PAUSE)
+            answer = await self._exchange(subject, payload, headers, wait, attempt)
+            if answer.status == _NOBODY and settled:
+                raise AgentUnavailableError(
+                    f"agent {wait.agent!r} is just stopping or starting; nothing ran", agent=wait.agent
+                )
+        return answer
+
+    async def _exchange(
+        self, subject: str, payload: bytes, headers: dict[str, str], wait: _Wait, attempt: int
+    ) -> Message:
         loop = asyncio.get_running_loop()
         await self._connection.wait_connected(max(wait.deadline - loop.time(), 0.0))
-        pending = self._pending[wait.execution_id] = _Pending(loop.time(), loop.create_future())
+        token = f"{wait.execution_id}-{attempt}"  # an outcome may be repeated: it is not the next attempt's
+        pending = self._pending[token] = _Pending(loop.time(), loop.create_future())
         try:
-            reply = f"{self._inbox}.{wait.execution_id}"
+            reply = f"{self._inbox}.{token}"
             await self._connection.publish(subject, payload, dict(headers), reply=reply)
             return await self._outcome(pending, wait)
         except (asyncio.CancelledError, ClosedError):
             await self._give_up(wait)
             raise
         finally:
-            del self._pending[wait.execution_id]
+            del self._pending[token]
 
     async def _outcome(self, pending: _Pending, wait: _Wait) -> Message:
         loop = asyncio.get_running_loop()
@@ -236,6 +256,11 @@ class Calls:
     def _on_state(self, state: ConnectionState) -> None:
         if state == "connected":
             self._up_since = asyncio.get_running_loop().time()
+
+
+def _is_refused(message: Message) -> bool:
+    """Whether the arguments do not fit the reasoner of the instance that answered, so that nothing ran."""
+    return _is_failure(message) and Failure.of(message.headers, message.payload).kind == INVALID_ARGUMENTS
 
 
 def _is_failure(message: Message) -> bool:

@@ -47,16 +47,18 @@ class Fabric:
         name: str,
         connect_timeout: float = 5.0,
         timeout: float = PATIENCE,
+        found: bool = True,
     ) -> Fabric:
         """Connect, provide the streams, and start to follow the topology.
 
-        ``timeout`` is how long one read or write may take, retries included (seconds). Raises
+        ``timeout`` is how long one read or write may take, retries included (seconds). Unless it may ``found`` the
+        namespace, it creates nothing where that is not yet there: :class:`NotFoundError`. Raises
         :class:`UnavailableError`, :class:`AccessDeniedError`, :class:`IncompatibleServerError`; nothing is left open.
         """
         connection = await Connection.open(url, namespace=namespace, name=name, timeout=connect_timeout)
         try:
             topology = Topology(namespace)
-            drifts = await provision(connection, topology)
+            drifts = await provision(connection, topology, found=found)
             log = Log(connection, topology, timeout=timeout)
             await log.state()
             fabric = cls(connection, topology, log, drifts)

@@ -158,6 +158,7 @@ def error_of(fault: Fault | UnavailableError, doing: str) -> AgentFieldError:
         return UnavailableError(f"{doing}: {fault}")
     if isinstance(fault, NoRespondersFault):
         return UnavailableError(
-            f"{doing}: nobody answers there (is JetStream enabled, and has the server finished starting?)"
+            f"{doing}: nobody answers there: the server's storage (JetStream) is off, as after a full disk, or has not "
+            "finished starting; `agentfield doctor` says what to do"
         )
     return UnavailableError(f"{doing}: no answer from the server in time")

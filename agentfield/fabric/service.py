@@ -14,6 +14,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 
+from agentfield.amount import number_of
 from agentfield.errors import ClosedError, InvalidInputError, UnavailableError
 from agentfield.execution import Execution, from_headers, new_id
 from agentfield.fabric.call_protocol import (
@@ -161,7 +162,9 @@ class Service:
             await asyncio.wait(set(self._tasks), timeout=grace)
         if self._running:
             names = ", ".join(sorted({call.name for call in self._running.values()}))
-            logger.warning("agent %s stops; %d calls did not finish: %s", self.name, len(self._running), names)
+            logger.warning(
+                "agent %s stops; %s did not finish: %s", self.name, number_of(len(self._running), "call"), names
+            )
             self._stopping = True
             for call in list(self._running.values()):
                 if call.task is not None:

@@ -12,12 +12,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from types import MappingProxyType
 from typing import Any
 
-from agentfield.errors import AccessDeniedError, UnavailableError
+from agentfield.errors import AccessDeniedError, AgentFieldError, NotFoundError, UnavailableError
 from agentfield.fabric.connection import Connection
 from agentfield.fabric.faults import Fault, ServerFault, Verdict, error_of
 from agentfield.fabric.jetstream import api
@@ -30,6 +31,11 @@ REPLICAS = 3
 DUPLICATE_WINDOW = timedelta(minutes=2)
 """How long the server recognises a repeated event id; a retry of a write must come within it."""
 NOTES_KEPT = timedelta(days=30)
+_LOG = "_MEMORY"
+_SHOWN = 5
+"""Other namespaces that an error names."""
+_PATIENCE_WITH_NAMES = 2.0
+"""Seconds for a look at what other namespaces there are, which may be forbidden."""
 
 
 def nanoseconds(span: timedelta) -> int:
@@ -76,7 +82,7 @@ class Topology:
     def __post_init__(self) -> None:
         ns, upper = self.namespace, self.namespace.upper()
         log = StreamSpec(
-            f"{upper}_MEMORY",
+            f"{upper}{_LOG}",
             "the log: every write, for ever",
             _config(
                 subjects=[f"{ns}.memory.>", f"{ns}.locks.>", f"{ns}.checks.>"],
@@ -202,18 +208,23 @@ def _config(**fields: Any) -> Mapping[str, Any]:
     return MappingProxyType({"storage": "file", "retention": "limits"} | fields)
 
 
-async def provision(connection: Connection, topology: Topology, *, patience: float = 20.0) -> list[Drift]:
+async def provision(
+    connection: Connection, topology: Topology, *, found: bool = True, patience: float = 20.0
+) -> list[Drift]:
     """Create what is missing, let replicas follow the cluster, and return how the rest differs from the table.
 
-    Safe to run from any number of processes at once. Raises :class:`UnavailableError` or
-    :class:`IncompatibleServerError` when the server cannot provide the streams within ``patience`` seconds.
+    Unless it may ``found`` the namespace: then :class:`NotFoundError` if there is no log, and nothing is created. Safe
+    to run from any number of processes at once. Raises :class:`UnavailableError` or :class:`IncompatibleServerError`
+    when the server cannot provide the streams within ``patience`` seconds.
     """
     try:
-        found = await asyncio.gather(*(_look(connection, spec.name, patience) for spec in topology.streams))
-        if found[0] is None:
+        there = await asyncio.gather(*(_look(connection, spec.name, patience) for spec in topology.streams))
+        if there[0] is None:
             await _check_new(connection, topology, patience)
+            if not found:
+                raise await _missing(connection, topology)
         drifts: list[Drift] = []
-        for spec, existing in zip(topology.streams, found, strict=True):
+        for spec, existing in zip(topology.streams, there, strict=True):
             config = existing if existing is not None else await _create(connection, spec, patience)
             drifts.extend(compare(spec, await _follow_cluster(connection, config)))
     except Fault as fault:
@@ -244,6 +255,31 @@ async def _check_new(connection: Connection, topology: Topology, patience: float
                 f"the server's data from a backup or, to begin anew, delete every stream of namespace "
                 f"{topology.namespace!r}"
             )
+
+
+async def _missing(connection: Connection, topology: Topology) -> NotFoundError:
+    """That there is no such namespace, and which there are, if that can be found out."""
+    others: list[str] = []
+    with suppress(Fault, AgentFieldError):
+        others = await _namespaces(connection)
+    shown = ", ".join(map(repr, others[:_SHOWN])) + (", …" if len(others) > _SHOWN else "")
+    there = f"the server has {shown}" if others else "the server has none yet"
+    return NotFoundError(
+        f"there is no namespace {topology.namespace!r} at {connection.url}: nobody has written or served an agent in "
+        f"it, which would make it; {there}"
+    )
+
+
+async def _namespaces(connection: Connection) -> list[str]:
+    """The namespaces that the server has, by their logs."""
+    names: list[str] = []
+    while True:
+        page = await api(connection, "STREAM.NAMES", {"offset": len(names)}, patience=_PATIENCE_WITH_NAMES)
+        names += page.get("streams") or ()
+        if len(names) >= page["total"] or not page.get("streams"):
+            break
+    logs = {name.removesuffix(_LOG).lower() for name in names if name.endswith(_LOG)}
+    return sorted(name for name in logs if f"KV_{name}-global" in names)
 
 
 def compare(spec: StreamSpec, config: Mapping[str, Any]) -> list[Drift]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from agentfield.amount import number_of
 from agentfield.fabric.batch import MAX_BATCH, BatchItem, send_together
 from agentfield.fabric.bucket import Bucket
 from agentfield.fabric.connection import Connection
@@ -82,7 +83,7 @@ class ViewBucket(Bucket):
                 raise Conflict(fault.actual_sequence) from None
             if isinstance(fault, ServerFault) and fault.verdict is Verdict.ABSENT:
                 raise Conflict(None) from None
-            raise error_of(fault, f"writing {len(items)} keys into bucket {self.name}") from None
+            raise error_of(fault, f"writing {number_of(len(items), 'key')} into bucket {self.name}") from None
 
 
 async def described(connection: Connection) -> list[Described]:

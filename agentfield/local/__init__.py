@@ -15,15 +15,16 @@ from os import PathLike
 from pathlib import Path
 
 from agentfield.local import lifecycle
-from agentfield.local.server import Server
+from agentfield.local.server import Server, TroubleError
 from agentfield.settings import Settings
 
-__all__ = ["Server", "ensure_server", "find_server", "stop_server"]
+__all__ = ["Server", "TroubleError", "ensure_server", "find_server", "stop_server"]
 
 
 async def ensure_server(home: str | PathLike[str] | None = None) -> Server:
     """Returns the running server of a home, which is started first if there is none.
 
+    One that has switched its storage off, because the disk was full, is restarted as soon as there is room.
     However many processes ask at once, one starts it (its ``Server.started`` is True) and all get the same. A running
     server is found in about 2 ms, a new one answers in well under a second.
 

@@ -47,7 +47,7 @@ def launch(home: Home, binary: Binary, *, choices: Iterable[tuple[int, int]] | N
     Raises:
         UnavailableError: it did not come up; nothing is left behind, unless it still is at it after 10 s.
     """
-    _check_room(home)
+    check_room(home)
     earlier = home.read_record()
     if choices is None:
         choices = zip(
@@ -123,7 +123,8 @@ def _spawn(home: Home, binary: Binary) -> subprocess.Popen[bytes]:
     return process
 
 
-def _check_room(home: Home) -> None:
+def check_room(home: Home) -> None:
+    """Raises :class:`UnavailableError` if the disk is too full for a server."""
     with home.storage_errors():
         free = shutil.disk_usage(home.directory).free
     if free < _LEAST_ROOM:

@@ -21,8 +21,8 @@ from pathlib import Path
 from agentfield.errors import UnavailableError
 from agentfield.local.binary import find_binary
 from agentfield.local.home import Home
-from agentfield.local.launch import START_DEADLINE, launch
-from agentfield.local.server import ANSWER_DEADLINE, Server, look, wait
+from agentfield.local.launch import START_DEADLINE, check_room, launch
+from agentfield.local.server import ANSWER_DEADLINE, Server, StorageOffError, look, wait
 
 LOCK_DEADLINE = 15.0
 """Longer than one start or stop may take, so that who waits for another's gets its outcome."""
@@ -37,16 +37,24 @@ _POLL = 0.005
 def ensure(directory: Path, *, choices: Iterable[tuple[int, int]] | None = None) -> Server:
     """The server of that home, started if there is none. Any number of processes may ask at once.
 
+    One that has switched its storage off is of no use to anybody: it is restarted, once there is room on the disk.
     ``choices`` are pairs of a client and a monitoring port for one that has to be started; see ``launch``.
     """
     home = Home(directory)
-    server = look(home)
+    try:
+        server = look(home)
+    except StorageOffError:
+        check_room(home)
+        server = None
     if server is not None:
         return server
     home.create()
     with _start_lock(home):
         # Somebody else may have started it by now, or may have died while starting it.
-        server = wait(home, within=START_DEADLINE)
+        try:
+            server = wait(home, within=START_DEADLINE)
+        except StorageOffError:
+            _end(home, STOP_DEADLINE)
         return server if server is not None else launch(home, find_binary(), choices=choices)
 
 
@@ -66,18 +74,23 @@ def stop(directory: Path, *, patience: float = STOP_DEADLINE) -> bool:
     with _start_lock(home):
         if not home.is_claimed():
             return False
-        pid = _pid_of_server(home)
-        for request, within in ((signal.SIGTERM, patience), (signal.SIGKILL, _KILL_DEADLINE)):
-            _send(home, pid, request)
-            _send(home, pid, signal.SIGCONT)  # a paused process takes no notice of a signal before this
-            if _is_gone(home, within):
-                break
-        else:
-            raise UnavailableError(
-                f"the server of {home.directory} (process {pid}) does not even end when killed: its disk may hang"
-            )
-        _forget_process(home)
+        _end(home, patience)
         return True
+
+
+def _end(home: Home, patience: float) -> None:
+    """Ends the process that is alive on the home; under the start lock."""
+    pid = _pid_of_server(home)
+    for request, within in ((signal.SIGTERM, patience), (signal.SIGKILL, _KILL_DEADLINE)):
+        _send(home, pid, request)
+        _send(home, pid, signal.SIGCONT)  # a paused process takes no notice of a signal before this
+        if _is_gone(home, within):
+            break
+    else:
+        raise UnavailableError(
+            f"the server of {home.directory} (process {pid}) does not even end when killed: its disk may hang"
+        )
+    _forget_process(home)
 
 
 @contextlib.contextmanager

@@ -26,6 +26,19 @@ _PATIENT_AFTER = 0.25
 _POLL = 0.005
 
 
+class TroubleError(UnavailableError):
+    """A server that cannot be used as it is: ``fact`` says what is wrong, ``remedy`` what to do, the message both."""
+
+    def __init__(self, fact: str, remedy: str) -> None:
+        super().__init__(f"{fact}: {remedy}")
+        self.fact = fact
+        self.remedy = remedy
+
+
+class StorageOffError(TroubleError):
+    """It runs, but stores nothing and reads nothing until it is restarted: it does that to itself on a full disk."""
+
+
 @dataclass(frozen=True, slots=True)
 class Server:
     """A running embedded server. ``started`` is True for the one caller that started it."""
@@ -111,9 +124,10 @@ def _check(answer: Answer, home: Home, record: Record) -> None:
     if not is_supported(answer.version):
         raise IncompatibleServerError(found=answer.version, needed=MINIMUM_SERVER, server=record.url)
     if not answer.jetstream:
-        raise UnavailableError(
-            f"the server at {record.url} has switched its storage (JetStream) off; its log {home.log} says why: "
-            f"after mending that, restart it with `agentfield down` and `agentfield up`"
+        raise StorageOffError(
+            f"the server at {record.url} has switched its storage (JetStream) off, as it does when its disk is full; "
+            f"its log {home.log} says why",
+            "make room, or mend what the log names, then `agentfield up` restarts it",
         )
 
 

@@ -21,6 +21,7 @@ from typing import Literal
 import orjson
 from pydantic import BaseModel, ConfigDict
 
+from agentfield.amount import number_of
 from agentfield.codec import Record, encode_event, encode_value, encrypted_by, is_delete
 from agentfield.errors import DecodeError, InvalidInputError, UnavailableError
 from agentfield.event import Writer
@@ -195,7 +196,7 @@ async def erase(
         receipt = receipt.model_copy(update={"signature": signature})
     write = prepare(fabric, GLOBAL, f"{RECEIPT}{id}", "set", encode_value(receipt), writer)
     await store(fabric, Lifetimes(), write, None)
-    logger.info("erased %s: %d events, %d keys", receipt.erased, receipt.covered, len(keys))
+    logger.info("erased %s: %s, %s", receipt.erased, number_of(receipt.covered, "event"), number_of(len(keys), "key"))
     return receipt
 
 
@@ -248,7 +249,9 @@ async def _prove(fabric: Fabric, target: Target, keys: Sequence[StoredKey]) -> N
     gone = {stored.key.fingerprint for stored in keys}
     left = [stored for stored in await fabric.keys.stored(_vaults(fabric, target)) if stored.key.fingerprint in gone]
     if left:
-        raise UnavailableError(f"{len(left)} keys of {target} are still there after they were destroyed: erase again")
+        raise UnavailableError(
+            f"{number_of(len(left), 'key')} of {target} still there after being destroyed: erase again"
+        )
 
 
 async def _tallies(

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Self
 
+from agentfield.amount import number_of
 from agentfield.codec import Record, expires_at_ns, is_delete
 from agentfield.errors import AgentFieldError, DecodeError, InvalidInputError
 from agentfield.fabric.fabric import Fabric
@@ -134,7 +135,7 @@ class ExpiryWorker:
         await set_timers(fabric, early)
         deleted = await delete_all(fabric, expired, None, "expired")
         if deleted.number:
-            logger.debug("expired %d keys", deleted.number)
+            logger.debug("expired %s", number_of(deleted.number, "key"))
 
     async def _end_scopes(self, due: Sequence[Due]) -> None:
         """Clear those scopes that have not been used for their period; look again at the others when that may be so."""
@@ -163,7 +164,7 @@ class ExpiryWorker:
                 unused.extend(live[prefix])
         deleted = await delete_each(fabric, unused, None, "cleared")
         if deleted.number:
-            logger.info("cleared %d keys of scopes that are over", deleted.number)
+            logger.info("cleared %s of scopes that are over", number_of(deleted.number, "key"))
 
 
 def _scope_of(name: str) -> Scope | None:

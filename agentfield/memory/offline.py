@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from agentfield.amount import check_count, check_span
+from agentfield.amount import check_count, check_span, number_of
 from agentfield.codec import EVENT_ID, check_ttl
 from agentfield.errors import AgentFieldError, InvalidInputError, OutcomeUnknownError, UnavailableError
 from agentfield.event import Operation, Writer
@@ -111,7 +111,9 @@ class OfflineBuffer:
                 sender.cancel()
                 await asyncio.gather(sender, return_exceptions=True)
             if self._line:
-                logger.error("offline buffer closed with %d writes not stored: %s", len(self._line), self._names())
+                logger.error(
+                    "offline buffer closed with %s not stored: %s", number_of(len(self._line), "write"), self._names()
+                )
 
     def set(
         self, key: str, value: Any, scope: str | None = None, scope_id: str | None = None, *, ttl: float | None = None
@@ -140,7 +142,8 @@ class OfflineBuffer:
                     await self._changed.wait()
         except TimeoutError:
             raise UnavailableError(
-                f"{len(self._line)} writes still wait for the server after {self._timeout:g} s: {self._names()}"
+                f"{number_of(len(self._line), 'write')} still waiting for the server after {self._timeout:g} s: "
+                f"{self._names()}"
             ) from None
 
     def _take(
@@ -191,7 +194,7 @@ class OfflineBuffer:
             except (UnavailableError, OutcomeUnknownError) as error:
                 if isinstance(error, OutcomeUnknownError):
                     unknown = head.event_id
-                logger.info("offline buffer: %d writes wait: %s", len(self._line), error)
+                logger.info("offline buffer: %s waiting: %s", number_of(len(self._line), "write"), error)
                 await asyncio.sleep(_PAUSE)
                 continue
             except AgentFieldError as error:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import orjson
 
+from agentfield.amount import number_of
 from agentfield.codec import EVENT_HEADER, Record, encode_event
 from agentfield.errors import UnavailableError
 from agentfield.event import Writer
@@ -105,7 +106,7 @@ async def sweep_objects(fabric: Fabric, checkpoint: int, age: timedelta) -> tupl
         if not _refers(record, orphan) and await collect(fabric, orphan):
             count += 1
     if count:
-        logger.info("bucket %s: collected %d values whose events never came", fabric.objects.bucket, count)
+        logger.info("bucket %s: collected %s without an event", fabric.objects.bucket, number_of(count, "value"))
     return count, infos[-1].sequence if infos else checkpoint, done
 
 

@@ -18,8 +18,9 @@ from agentfield.fabric.fabric import Fabric
 from agentfield.key import key_tokens
 from agentfield.memory.addressing import read_scopes, read_subjects
 from agentfield.memory.encrypting import all_known
+from agentfield.memory.listing import Listing
 from agentfield.memory.moment import Instant, Moment, Pin, check_whole
-from agentfield.memory.scoped import FabricSource, Scoped
+from agentfield.memory.scoped import FabricSource
 from agentfield.memory.state import is_live, live_entries
 from agentfield.pattern import Pattern
 from agentfield.schema import Schemas
@@ -27,7 +28,7 @@ from agentfield.schema import Schemas
 T = TypeVar("T")
 
 
-class Past(Scoped):
+class Past(Listing):
     """Memory as it was at one moment: ``memory.as_of(…)``. It reads as memory does, and has nothing that writes.
 
     The moment is looked up with the first read, and stays. Every read may raise :class:`InvalidInputError` (the moment
@@ -109,23 +110,6 @@ class Past(Scoped):
             if found is not None:
                 values[key] = await resolver.value(found)
         return values
-
-    async def items(
-        self, pattern: str = "*", scope: str | None = None, scope_id: str | None = None
-    ) -> AsyncIterator[Entry]:
-        """The entries there were whose keys match a pattern, each key once, from the first scope that had it."""
-        fabric, records = await self._matching(pattern, scope, scope_id)
-        resolver = self._resolver(fabric)
-        async for record in records:
-            yield await resolver.entry(record)
-
-    async def keys(
-        self, pattern: str = "*", scope: str | None = None, scope_id: str | None = None
-    ) -> AsyncIterator[str]:
-        """The keys that match a pattern and had a value; otherwise as ``items``."""
-        fabric, records = await self._matching(pattern, scope, scope_id)
-        async for record in records:
-            yield fabric.subjects.parse(record.subject)[1]
 
     async def _find(self, key: str, scope: str | None, scope_id: str | None) -> tuple[Fabric, Record | None]:
         key_tokens(key)

@@ -19,6 +19,7 @@ from agentfield.memory.addressing import read_scopes, read_subjects
 from agentfield.memory.base import Base
 from agentfield.memory.cache import Freshness
 from agentfield.memory.encrypting import all_known
+from agentfield.memory.listing import Listing
 from agentfield.memory.state import is_live, live_entries
 from agentfield.pattern import Pattern
 
@@ -31,7 +32,7 @@ first; right even if the leader that answers has been deposed)."""
 _CONSISTENCIES = get_args(Consistency)
 
 
-class Reads(Base):
+class Reads(Base, Listing):
     """The reading operations."""
 
     @overload
@@ -136,26 +137,6 @@ class Reads(Base):
             if key not in values and record is not None and is_live(record, now):
                 values[key] = await resolver.value(record)
         return values
-
-    async def items(
-        self, pattern: str = "*", scope: str | None = None, scope_id: str | None = None
-    ) -> AsyncIterator[Entry]:
-        """The current entries whose keys match a pattern, each key once, from the first scope that has it.
-
-        As of an instant not before the first step; an entry written meanwhile may come in its newer form.
-        """
-        fabric, records = await self._matching(pattern, scope, scope_id)
-        resolver = self._resolver(fabric)
-        async for record in records:
-            yield await resolver.entry(record)
-
-    async def keys(
-        self, pattern: str = "*", scope: str | None = None, scope_id: str | None = None
-    ) -> AsyncIterator[str]:
-        """The keys that match a pattern and have a value; otherwise as ``items``."""
-        fabric, records = await self._matching(pattern, scope, scope_id)
-        async for record in records:
-            yield fabric.subjects.parse(record.subject)[1]
 
     async def freshness(self) -> Freshness:
         """How current this process's near-cache is, and how full; starts it if no read has yet."""

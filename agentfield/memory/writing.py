@@ -17,6 +17,7 @@ from hashlib import blake2b
 from typing import NamedTuple
 
 from agentfield import execution
+from agentfield.amount import number_of
 from agentfield.codec import check_ttl, encode_event
 from agentfield.errors import AgentFieldError, ConflictError, InvalidInputError, UnavailableError
 from agentfield.event import Operation, Reason, Writer
@@ -250,8 +251,8 @@ async def _store_large(
         await _catch_up(fabric, writes, first)
         return sequence
     raise UnavailableError(
-        f"storing the values of {len(writes)} writes took so long that they passed for abandoned, {_PLACINGS} times; "
-        "nothing was written: store fewer at once"
+        f"storing the values of {number_of(len(writes), 'write')} took so long that they passed for abandoned, "
+        f"{_PLACINGS} times; nothing was written: store fewer at once"
     )
 
 
@@ -315,7 +316,7 @@ async def _catch_up(fabric: Fabric, writes: Sequence[Write], first: int | None) 
         timed = [(write.subject, timer_moment(now, write.ttl)) for write in writes if write.ttl is not None]
         await set_timers(fabric, timed)
     except AgentFieldError as error:
-        logger.warning("the values are stored, but the timers of %d keys are late: %s", len(writes), error)
+        logger.warning("the values are stored, but the timers of %s are late: %s", number_of(len(writes), "key"), error)
 
 
 def timer_moment(now: int, ttl: float) -> int:

@@ -64,6 +64,16 @@ def local_cli(home: Path) -> Iterator[Cli]:
 
 
 @pytest.fixture
+def used(remember: Remember) -> None:
+    """Make the namespace, and leave it empty."""
+
+    async def look(memory: Memory) -> None:
+        await memory.exists("anything")
+
+    remember(look)
+
+
+@pytest.fixture
 def remember(server: NatsServer, namespace: str) -> Remember:
     """Return a function that runs a coroutine on the library's memory, in the command line's namespace."""
 

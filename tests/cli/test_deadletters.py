@@ -209,6 +209,7 @@ def test_letters_are_named_in_just_one_way(inside: Inside, action: str) -> None:
     assert "say which" in inside("deadletters", action, "--agent", "a").error
 
 
+@pytest.mark.usefixtures("used")
 def test_without_letters_there_is_nothing_to_do(inside: Inside) -> None:
     assert inside("deadletters", "list").err == "no dead letters\n"
     for action in (("replay", "--all"), ("drop", "--all", "--yes")):

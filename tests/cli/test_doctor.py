@@ -75,7 +75,12 @@ def test_a_server_that_is_away_is_one_finding(inside: Inside) -> None:
 
 def test_without_a_server_of_its_own_it_starts_none(local_cli: Cli, home: Path) -> None:
     done = local_cli("doctor", "--json")
-    assert (done.code, "no embedded server is running" in done.object["finding"]) == (1, True)
+    assert done.code == 1
+    assert done.object == {
+        "check": "server",
+        "finding": f"no embedded server is running on {home}",
+        "remedy": "`agentfield up` starts it",
+    }
     assert not home.exists()
 
 

@@ -1,5 +1,6 @@
 """get, set, delete and ls: what people see, what programs see, and the exit codes."""
 
+import re
 from datetime import datetime, timedelta
 
 import pytest
@@ -161,6 +162,7 @@ def test_a_value_too_large_for_one_message_is_printed_whole_and_listed_by_its_si
     assert cli("ls", "--json").object["value"] == text
 
 
+@pytest.mark.usefixtures("used")
 def test_ls_of_nothing_says_so_aside_and_is_no_failure(cli: Cli) -> None:
     done = cli("ls", "order_*")
     assert (done.code, done.out, done.err) == (0, "", "no entry matches 'order_*'\n")
@@ -177,6 +179,16 @@ def test_a_terminal_shows_a_table_that_fits_and_no_control_characters(cli: Cli) 
     assert [line for line in shown.splitlines() if "key_1" in line and "…" in line], shown
     assert cli.on_terminal("get", "key_1").startswith("red \\x1b[31m xxx")
     assert cli("get", "key_1").out.startswith("red \x1b[31m xxx"), "a file gets the value itself"
+
+
+def test_on_a_terminal_that_is_too_narrow_for_the_table_a_key_can_still_be_copied(cli: Cli) -> None:
+    key, workflow = "order_" + "k" * 90, "0193abcdef0193abcdef0193abcdef01"
+    cli("set", key, '{"total": 12}', "--workflow", workflow)
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", cli.on_terminal("ls"))
+    first, *rest = shown.splitlines()
+    assert first == key, "alone on its line, and whole"
+    assert all(len(line) <= 80 and line.startswith("  ") for line in rest)
+    assert f'scope workflow, id {workflow}, value {{"total":12}}' in " ".join(line.strip() for line in rest)
 
 
 @pytest.mark.parametrize("args", [("ls",), ("ls", "--json"), ("get", "key"), ("history",)])

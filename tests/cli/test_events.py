@@ -89,15 +89,22 @@ def test_history_is_that_of_a_writer_if_one_is_named(cli: Cli, tmp_path: Path) -
     assert (event["data"], event["writer"]["agent"]) == ("angry", "triage")
     assert cli("history", "--writer", event["writer"]["execution_id"], "--json").objects == [event]
     nobody = cli("history", "ticket_1", "--writer", "nobody")
-    assert (nobody.code, nobody.out, nobody.err) == (0, "", "no event of 'ticket_1' by 'nobody' in that time\n")
+    assert (nobody.code, nobody.error) == (3, "'nobody' has never written 'ticket_1' there")
+    assert cli("history", "--writer", "nobody").code == 3
+    lately = cli("history", "--writer", "nobody", "--since", "1h")
+    assert (lately.code, lately.out, lately.err) == (0, "", "no event of '*' by 'nobody' in that time\n")
 
 
 def test_a_key_to_which_nothing_ever_happened_is_not_found(written: Cli) -> None:
     done = written("history", "order_9")
     assert (done.code, done.error) == (3, "nothing has ever happened to 'order_9' there")
-    for args in (("order_9*",), ("order_1", "--until", "1h"), ("order_1", "--since", "5")):
+    for args, when in (
+        (("order_9*",), ""),
+        (("order_1", "--until", "1h"), " in that time"),
+        (("order_1", "--since", "5"), " in that time"),
+    ):
         done = written("history", *args)
-        assert (done.code, done.out, done.err) == (0, "", f"no event of {args[0]!r} in that time\n")
+        assert (done.code, done.out, done.err) == (0, "", f"no event of {args[0]!r}{when}\n")
 
 
 def test_a_time_before_time_is_refused(written: Cli) -> None:
@@ -117,6 +124,16 @@ def test_tail_shows_what_happens_as_it_happens(cli: Cli) -> None:
     assert done.err.count("\n") == 1
 
 
+def test_tail_waits_for_a_namespace_that_is_not_there_and_misses_nothing_of_it(cli: Cli) -> None:
+    tail = cli.start("tail")
+    assert "; waiting for it" in tail.wait_line("there is no namespace")
+    assert not any(stream["exists"] for stream in cli("status", "--json").object["streams"])
+    cli("set", "first", "1")
+    tail.wait_line("first")
+    assert tail.end(signal.SIGINT).code == INTERRUPTED
+
+
+@pytest.mark.usefixtures("used")
 def test_tail_gives_programs_events_line_by_line(cli: Cli) -> None:
     tail = cli.start("tail", "--json", "--session", "s")
     tail.wait_line("following")
@@ -176,6 +193,7 @@ def test_tail_ends_when_its_reader_has_gone_though_nothing_happens(cli: Cli) -> 
 def test_tail_misses_nothing_while_the_server_is_away(fresh_server: NatsServer, namespace: str) -> None:
     cli = Cli({"AGENTFIELD_NATS_URL": fresh_server.url, "AGENTFIELD_NAMESPACE": namespace})
     try:
+        cli("set", "earlier", "1")
         tail = cli.start("tail", "--json")
         tail.wait_line("following")
         cli("set", "before", "1")
@@ -191,6 +209,7 @@ def test_tail_misses_nothing_while_the_server_is_away(fresh_server: NatsServer, 
         cli.dispose()
 
 
+@pytest.mark.usefixtures("used")
 def test_tail_leaves_no_consumer_behind(cli: Cli) -> None:
     tail = cli.start("tail")
     tail.wait_line("following")

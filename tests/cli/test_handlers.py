@@ -1,6 +1,7 @@
 """handlers: which there are, how they get on, which are orphans, and forgetting one."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -74,6 +75,13 @@ async def test_the_table_fits_a_terminal(cli: Cli, shop: Shop) -> None:
     shown = await asyncio.to_thread(cli.on_terminal, "handlers", "list")
     assert all(len(line) <= 80 + line.count("\x1b") * 5 for line in shown.splitlines())
     assert "shop.a_handler_with_a_long_name" in shown
+    name = "a_handler_with_a_name_that_is_as_long_as_names_may_be_" + "x" * 10
+    async with shop({name: [f"a_rather_long_pattern_{n}_*" for n in range(5)]}):
+        pass
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", await asyncio.to_thread(cli.on_terminal, "handlers", "list"))
+    assert f"shop.{name}" in shown.splitlines()
+    assert all(f"a_rather_long_pattern_{n}_*" in shown for n in range(5)), "what is folded is not cut"
+    assert all(len(line) <= 80 for line in shown.splitlines() if "handlers remove" not in line)
 
 
 async def test_a_renamed_handler_is_an_orphan_and_can_be_removed(inside: Inside, shop: Shop) -> None:
@@ -128,16 +136,19 @@ async def test_what_nobody_has_served_for_long_is_an_orphan(
         (("remove", "a.b"), "there is no handler a.b", 3),
     ],
 )
+@pytest.mark.usefixtures("used")
 def test_a_handler_that_is_none_is_refused(inside: Inside, args: tuple[str, ...], said: str, code: int) -> None:
     done = inside("handlers", *args)
     assert (done.code, said in done.error) == (code, True)
 
 
+@pytest.mark.usefixtures("used")
 def test_without_handlers_it_says_so(inside: Inside) -> None:
     done = inside("handlers", "list")
     assert (done.code, done.out, done.err) == (0, "", "no handlers yet\n")
 
 
+@pytest.mark.usefixtures("used")
 @pytest.mark.parametrize("name", ["handlers", "deadletters"])
 def test_a_group_alone_shows_its_help_and_takes_options_anywhere(inside: Inside, name: str) -> None:
     done = inside(name)

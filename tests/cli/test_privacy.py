@@ -18,6 +18,7 @@ def private(cli: Cli) -> Cli:
     return cli
 
 
+@pytest.mark.usefixtures("used")
 def test_nothing_is_personal_until_it_is_said(cli: Cli) -> None:
     assert cli("personal").lines == ["personal: nothing"]
     done = cli("personal", "set", "session", "actor", "--pattern", "user_*_email", "--pattern", "a")

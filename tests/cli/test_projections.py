@@ -152,6 +152,7 @@ def test_a_paused_view_is_left_alone(cli: Cli, remember: Remember, spending: Pat
     assert cli("projections", "run", "--once", str(spending), *where).out == "spending is current up to event 2\n"
 
 
+@pytest.mark.usefixtures("used")
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

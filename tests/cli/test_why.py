@@ -109,6 +109,7 @@ def test_it_begins_with_the_revision_that_is_asked_for(chained: Cli) -> None:
         assert (done.code, done.error) == (3, error)
 
 
+@pytest.mark.usefixtures("used")
 def test_a_key_to_which_nothing_ever_happened_is_not_found(cli: Cli) -> None:
     done = cli("why", "nothing")
     assert (done.code, done.error) == (3, "nothing has ever happened to 'nothing' there")

@@ -44,7 +44,7 @@ async def test_an_exception_in_the_block_drops_nothing_that_was_taken(fresh_serv
         await fresh_server.kill()
         with pytest.raises(ZeroDivisionError) as raised:
             await fails(memory.offline(timeout=0.3))
-        assert "20 writes still wait for the server after 0.3 s: 'k_0'" in raised.value.__notes__[0]
+        assert "20 writes still waiting for the server after 0.3 s: 'k_0'" in raised.value.__notes__[0]
 
 
 async def test_a_full_buffer_refuses_and_says_so(fresh_server: NatsServer, namespace: str) -> None:
@@ -57,7 +57,7 @@ async def test_a_full_buffer_refuses_and_says_so(fresh_server: NatsServer, names
         with pytest.raises(UnavailableError, match=r"full.*'k_3' was not taken"):
             buffer.set("k_3", 3)
         assert buffer.depth == 3
-        with pytest.raises(UnavailableError, match="3 writes still wait"):
+        with pytest.raises(UnavailableError, match="3 writes still waiting"):
             await buffer.__aexit__(None, None, None)
 
 

@@ -11,7 +11,8 @@ import nats
 import psutil
 import pytest
 
-from agentfield.errors import IncompatibleServerError, InvalidInputError, UnavailableError
+from agentfield import connect
+from agentfield.errors import IncompatibleServerError, InvalidInputError, OutcomeUnknownError, UnavailableError
 from agentfield.local import ensure_server, find_server, launch, lifecycle, stop_server
 from agentfield.local.binary import Binary, find_binary
 from agentfield.local.home import Home
@@ -149,6 +150,35 @@ async def test_a_disk_that_fills_under_a_running_server_shows_as_its_fault(small
     client = await nats.connect(again.url)
     assert (await client.jetstream().get_msg("s", 1)).data == b"stored while there was room"
     await client.close()
+
+
+async def test_a_server_that_a_full_disk_has_switched_off_is_restarted_when_there_is_room(small_disk: Path) -> None:
+    home = small_disk / "home"
+    server = await ensure_server(home)
+
+    def is_off() -> bool:
+        try:
+            find_server(home)
+        except UnavailableError as error:
+            return "switched its storage (JetStream) off, as it does when its disk is full" in str(error)
+        return False
+
+    async with connect(server.url, timeout=1) as memory:
+        await memory.set("before", 1)
+        filler = fill(small_disk)
+        with pytest.raises((UnavailableError, OutcomeUnknownError)):
+            await memory.set("large", "x" * 200_000)
+        await eventually(is_off, what="the server has switched its storage off")
+        with pytest.raises(UnavailableError, match="`agentfield doctor` says what to do"):
+            await memory.get("before")
+        with pytest.raises(UnavailableError, match=r"there is no room .*\d+ KB are free"):
+            await ensure_server(home)
+
+        filler.unlink()
+        again = await ensure_server(home)
+        assert (again.started, again.url, again.pid != server.pid) == (True, server.url, True)
+        assert await eventually(lambda: memory.get("before"), what="who was connected finds it again") == 1
+        await memory.set("after", 2)
 
 
 @pytest.mark.parametrize(
