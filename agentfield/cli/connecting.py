@@ -15,6 +15,7 @@ from agentfield.errors import InvalidInputError
 from agentfield.fabric.fabric import Fabric
 from agentfield.local import ensure_server
 from agentfield.memory import Memory
+from agentfield.memory.connecting import archive_for
 from agentfield.settings import Settings
 from agentfield.subject import check_namespace
 
@@ -60,6 +61,7 @@ async def connected(invocation: Invocation) -> AsyncIterator[Fabric]:
         connect_timeout=invocation.connect_patience,
         timeout=invocation.patience,
     )
+    fabric.log.earlier = archive_for(namespace, Settings.load(), invocation.archive)
     try:
         yield fabric
     finally:

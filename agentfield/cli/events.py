@@ -10,7 +10,7 @@ from typing import NoReturn
 import click
 
 from agentfield.cli.connecting import connected
-from agentfield.cli.invocation import Invocation, command
+from agentfield.cli.invocation import LOOKING_BACK, Invocation, command
 from agentfield.cli.kinds import POINT, Point
 from agentfield.cli.logs import warn_on_stderr
 from agentfield.cli.notes import Note, follow_notes
@@ -31,7 +31,7 @@ from agentfield.scope import Scope
 _SHOWN_VALUE = 200
 
 
-@command("history")
+@command("history", takes=LOOKING_BACK)
 @click.argument("pattern", metavar="[KEY_OR_PATTERN]", default="*")
 @click.option("--since", type=POINT, metavar="POINT", help="From this time (RFC 3339), age (15m, 2h) or revision on.")
 @click.option("--until", type=POINT, metavar="POINT", help="Up to before this time or age, or up to this revision.")
