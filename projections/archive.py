@@ -16,11 +16,12 @@ from types import TracebackType
 from typing import Any, Final, NoReturn, Self
 
 from agentfield import HistoryTruncatedError, InvalidInputError
-from agentfield.archive.columns import STORED, records_of
+from agentfield.archive.columns import misread, records_of, schema
 from agentfield.archive.directory import MOST_BYTES, MOST_ROWS, Segment
 from agentfield.archive.reading import batches
 from agentfield.audit.source import Live, stored_of
 from agentfield.codec import Record
+from agentfield.subject import Subjects
 from projections.projection import Projection
 from projections.runner import Runner, Verdict
 from projections.source import EVERY_MESSAGE, Batch, Source
@@ -171,7 +172,15 @@ async def compared(source: Source, segments: Sequence[Segment], *, start: int = 
     complete = source.fabric.log.held.complete
     begin = max(start, segments[0].first)
     count = 0
-    async with aclosing(_archived(segments, start)) as archived, aclosing(_logged(source, begin, last)) as logged:
+    try:
+        return await _walked(source, segments, begin, last, complete)
+    except _Misread as wrong:
+        return Verdict(last, count, (f"revision {wrong.revision}", "other columns"), ("what its message says",))
+
+
+async def _walked(source: Source, segments: Sequence[Segment], begin: int, last: int, complete: int) -> Verdict:
+    count = 0
+    async with aclosing(_archived(segments, begin)) as archived, aclosing(_logged(source, begin, last)) as logged:
         ours = await anext(archived, None)
         async for theirs in logged:
             while ours is not None and ours.sequence < theirs.sequence:
@@ -190,12 +199,26 @@ async def compared(source: Source, segments: Sequence[Segment], *, start: int = 
     return Verdict(last, count)
 
 
+class _Misread(Exception):
+    """The columns of a message say something else than the message does."""
+
+    def __init__(self, revision: int) -> None:
+        super().__init__(revision)
+        self.revision = revision
+
+
 async def _archived(segments: Sequence[Segment], start: int) -> AsyncGenerator[Record, None]:
-    groups = batches(segments, STORED, start)
+    groups = batches(segments, schema().names, start)
+    subjects = Subjects(segments[0].log.namespace)
 
     def following() -> list[Record] | None:
         table = next(groups, None)
-        return None if table is None else [each for batch in table.to_batches() for each in records_of(batch)]
+        if table is None:
+            return None
+        wrong = misread(table, subjects)
+        if wrong is not None:
+            raise _Misread(wrong)
+        return records_of(table)
 
     while (records := await asyncio.to_thread(following)) is not None:
         for record in records:

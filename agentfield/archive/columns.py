@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from types import ModuleType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from agentfield.codec import EVENT_HEADER, EVENT_ID, OPERATION, Record, decode_outline
 from agentfield.errors import DecodeError, InvalidInputError
@@ -186,30 +186,40 @@ def _cut(block: bytes) -> tuple[str | None, bytes]:
     return id.decode(), block[:begin] + block[end:]
 
 
-def records_of(batch: Any) -> list[Record]:
-    """The messages of a batch of the columns ``STORED``."""
+class Parts(NamedTuple):
+    """Messages, column by column."""
+
+    subjects: list[str]
+    revisions: list[int]
+    times: list[int]
+    headers: list[bytes]
+    """Whole header blocks."""
+    payloads: list[bytes]
+
+
+def parts_of(table: Any) -> Parts:
+    """The messages of a table of the columns ``STORED``."""
     arrow = pyarrow()
-    numbers, times, subjects, ids, headers, payloads = (batch.column(name) for name in STORED)
-    places = subjects.dictionary if isinstance(subjects, arrow.DictionaryArray) else None
-    if places is None:
-        names = [name.decode("utf-8", "surrogateescape") for name in subjects.to_pylist()]
-    else:
-        known = [name.decode("utf-8", "surrogateescape") for name in places.to_pylist()]
-        names = [known[at] for at in subjects.indices.to_pylist()]
-    rows = zip(
-        names,
+    numbers, times, subjects, ids, headers, payloads = (table.column(name).combine_chunks() for name in STORED)
+    known = [name.decode("utf-8", "surrogateescape") for name in subjects.dictionary.to_pylist()]
+    return Parts(
+        [known[place] for place in subjects.indices.to_pylist()],
         numbers.to_pylist(),
         times.cast(arrow.int64()).to_pylist(),
-        blocks(ids.to_pylist(), headers.to_pylist()),
+        _blocks(ids.cast(arrow.binary()).to_pylist(), headers.to_pylist()),
         payloads.to_pylist(),
-        strict=True,
     )
+
+
+def records_of(table: Any) -> list[Record]:
+    """The same as records."""
     return [
-        Record(subject, number, time, ExactHeaders(block), payload) for subject, number, time, block, payload in rows
+        Record(subject, number, time, ExactHeaders(block), payload)
+        for subject, number, time, block, payload in zip(*parts_of(table), strict=True)
     ]
 
 
-def blocks(ids: Sequence[str | None], headers: Sequence[bytes]) -> list[bytes]:
+def _blocks(ids: Sequence[bytes | None], headers: Sequence[bytes]) -> list[bytes]:
     """The header blocks as they were stored."""
     size = len(_ID)
     whole = []
@@ -218,5 +228,18 @@ def blocks(ids: Sequence[str | None], headers: Sequence[bytes]) -> list[bytes]:
             whole.append(rest)
         else:
             begin = rest.find(_ID) + size
-            whole.append(b"".join((rest[:begin], id.encode(), rest[begin:])))
+            whole.append(rest[:begin] + id + rest[begin:])
     return whole
+
+
+def misread(table: Any, subjects: Subjects) -> int | None:
+    """The first revision of a table, all columns of it, whose columns do not say what the message says; or None."""
+    rows = Rows(subjects)
+    for record in records_of(table):
+        rows.add(record)
+    wrong, right = None, rows.table()
+    for name in (*_ADDRESS, *_MEANING, "id"):
+        found, meant = (each.column(name).to_pylist() for each in (table, right))
+        at = next((at for at, (one, other) in enumerate(zip(found, meant, strict=True)) if one != other), None)
+        wrong = at if wrong is None or (at is not None and at < wrong) else wrong
+    return None if wrong is None else int(table.column("revision")[wrong].as_py())

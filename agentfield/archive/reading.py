@@ -162,4 +162,4 @@ def _rows(segment: Segment, group: int, rows: Sequence[int]) -> list[Record]:
 
 
 def _taken(table: Any) -> list[Record]:
-    return [record for batch in table.to_batches() for record in records_of(batch)]
+    return records_of(table)

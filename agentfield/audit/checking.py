@@ -12,14 +12,15 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from agentfield.archive.columns import STORED, records_of
+from agentfield.archive.columns import STORED, parts_of
 from agentfield.archive.directory import Segment
 from agentfield.archive.reading import Archive, batches
-from agentfield.audit.chain import Stored
+from agentfield.audit.chain import Stored, digests_of
+from agentfield.audit.comparing import Seen
 from agentfield.audit.jsonl import Export
 from agentfield.audit.parquet import ParquetExport
 from agentfield.audit.seal import SignedSeal
-from agentfield.audit.source import Live, stored_of
+from agentfield.audit.source import Live
 from agentfield.audit.verifying import Extent, Verdict, Witness, verify
 from agentfield.errors import InvalidInputError
 from agentfield.fabric.fabric import Fabric
@@ -63,7 +64,7 @@ async def check_live(
     async with aclosing(_noted(live.seals(0 if last is None else last.sequence), spans)) as seals:
         extent = await live.extent()
         verdict = await verify(
-            lambda begin: live.read(begin, extent.last),
+            lambda begin: _seen(live.read(begin, extent.last)),
             seals,
             extent,
             trusted=trusted,
@@ -97,7 +98,7 @@ async def check_export(
     spans: list[Span] = []
     async with aclosing(_noted(source, spans)) as seals:
         verdict = await verify(
-            lambda _: _asynchronously(export.events()),
+            lambda _: _seen(_asynchronously(export.events())),
             seals,
             extent,
             trusted=trusted,
@@ -144,18 +145,35 @@ async def check_archive(
     return Checked(verdict, spans)
 
 
-async def _archived(segments: Sequence[Segment], start: int) -> AsyncGenerator[Stored, None]:
+async def _archived(segments: Sequence[Segment], start: int) -> AsyncGenerator[list[Seen], None]:
     """The messages of an archive from a revision on, in the order of its files; the next ones are read meanwhile."""
     groups = batches(segments, STORED, start)
-    ahead = asyncio.ensure_future(asyncio.to_thread(next, groups, None))
+
+    def following() -> list[Seen] | None:
+        table = next(groups, None)
+        if table is None:
+            return None
+        subjects, revisions, times, headers, payloads = parts_of(table)
+        digests = digests_of(subjects, times, headers, payloads)
+        seen = list(map(Seen._make, zip(subjects, revisions, times, digests, strict=True)))
+        return seen if revisions[0] >= start else [each for each in seen if each.sequence >= start]
+
+    ahead = asyncio.ensure_future(asyncio.to_thread(following))
     try:
-        while (table := await ahead) is not None:
-            ahead = asyncio.ensure_future(asyncio.to_thread(next, groups, None))
-            for record in (each for batch in table.to_batches() for each in records_of(batch)):
-                if record.sequence >= start:
-                    yield stored_of(record)
+        while (seen := await ahead) is not None:
+            ahead = asyncio.ensure_future(asyncio.to_thread(following))
+            yield seen
     finally:
         await asyncio.wait([ahead])
+        if not ahead.cancelled():
+            ahead.exception()  # looked at, so that nobody complains about it
+
+
+async def _seen(messages: AsyncGenerator[Stored, None]) -> AsyncGenerator[list[Seen], None]:
+    """The messages as they come."""
+    async with aclosing(messages):
+        async for stored in messages:
+            yield [Seen.of(stored)]
 
 
 async def _seals_on(by: Fabric, stream: str, path: Path) -> AsyncGenerator[SignedSeal, None]:
