@@ -160,7 +160,7 @@ class HistoryTruncatedError(AgentFieldError):
     def _describe(requested: int, first_available: int) -> str:
         return (
             f"history from revision {requested} is gone: the log starts at revision {first_available}; "
-            f"ask from there, or start from current values"
+            f"ask from there, start from current values, or name the archive of what was before (AGENTFIELD_ARCHIVE)"
         )
 
 

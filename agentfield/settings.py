@@ -25,6 +25,7 @@ VARIABLES: Mapping[str, str] = MappingProxyType(
         "NATS_URL": "the same, for every NATS tool; AGENTFIELD_NATS_URL comes first",
         "AGENTFIELD_NAMESPACE": f"prefixes every stream, bucket and subject; default {DEFAULT_NAMESPACE}",
         "AGENTFIELD_HOME": "where the embedded server's data and views are; default: the user's data directory",
+        "AGENTFIELD_ARCHIVE": "the log's archive, a directory; default: the one in AGENTFIELD_HOME, if there is one",
         "AGENTFIELD_WORKFLOW_GRACE": "seconds an unused workflow's keys are kept; default 86400; off: for ever",
         "AGENTFIELD_SESSION_IDLE": "seconds an unused session's keys are kept; default 2592000; off: for ever",
         "AGENTFIELD_MAX_DEPTH": f"handlers that may start one another in a row; default {DEFAULT_MAX_DEPTH}",
@@ -46,6 +47,8 @@ class Settings:
     namespace: str
     home: Path
     ai_model: str | None
+    archive: Path | None = None
+    """Where the log is archived; None for the default place, which need not be there."""
     workflow_grace: float | None = 86_400.0
     """Seconds; None keeps the keys of workflows for ever."""
     session_idle: float | None = 2_592_000.0
@@ -75,10 +78,19 @@ class Settings:
             namespace=text("AGENTFIELD_NAMESPACE") or DEFAULT_NAMESPACE,
             home=_user_data() if home is None else _named(home),
             ai_model=text("AGENTFIELD_AI_MODEL"),
+            archive=None if (archive := text("AGENTFIELD_ARCHIVE")) is None else _named(archive, "AGENTFIELD_ARCHIVE"),
             workflow_grace=_seconds("AGENTFIELD_WORKFLOW_GRACE", text("AGENTFIELD_WORKFLOW_GRACE"), 86_400.0),
             session_idle=_seconds("AGENTFIELD_SESSION_IDLE", text("AGENTFIELD_SESSION_IDLE"), 2_592_000.0),
             max_depth=_count("AGENTFIELD_MAX_DEPTH", text("AGENTFIELD_MAX_DEPTH"), DEFAULT_MAX_DEPTH),
         )
+
+    def views(self, namespace: str) -> Path:
+        """Where the views of a namespace are kept, unless somebody names another place."""
+        return self.home / "projections" / namespace
+
+    def archive_of(self, namespace: str) -> Path:
+        """Where the log of a namespace is archived, unless somebody names another place."""
+        return self.archive or self.views(namespace) / "archive"
 
     @staticmethod
     def override(*, nats_url: str | None = None, namespace: str | None = None) -> None:
@@ -113,12 +125,12 @@ def _count(name: str, text: str | None, default: int) -> int:
     return int(text)
 
 
-def _named(home: str) -> Path:
+def _named(home: str, name: str = "AGENTFIELD_HOME") -> Path:
     try:
         return Path(home).expanduser().absolute()
     except RuntimeError:
         raise InvalidInputError(
-            f"AGENTFIELD_HOME is {home!r}, but there is no such user here: write the directory out"
+            f"{name} is {home!r}, but there is no such user here: write the directory out"
         ) from None
 
 

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from agentfield.version import __version__
 from benchmarks import (
+    archiving,
     cached,
     concurrent,
     contention,
@@ -53,6 +54,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "as_of": past.as_of,
     "history": past.history,
     "verify": verifying.verifying,
+    "archive": archiving.archived,
     "import": starting.importing,
     "up": starting.up,
     "idle": starting.idle,

@@ -34,7 +34,7 @@ async def verifying(here: Surroundings) -> Table:
     table = Table(f"audit of a log of {amount:,} events", ("events a second",))
     fabric = await Fabric.open(here.url, namespace=NAMESPACE, name="bench", timeout=PATIENCE)
     try:
-        await _fill(fabric, amount)
+        await fill(fabric, amount)
         begun = time.perf_counter()
         made: list[Seal] = []
         await Sealer(Source(fabric), Seals(signer, made=made.append)).catch_up()
@@ -66,7 +66,7 @@ async def verifying(here: Surroundings) -> Table:
     return table
 
 
-async def _fill(fabric: Fabric, amount: int) -> None:
+async def fill(fabric: Fabric, amount: int) -> None:
     subject = f"{NAMESPACE}.memory.workflow.wf-1.order."
     for start in range(0, amount, MAX_BATCH):
         items = [

@@ -19,7 +19,7 @@ MAX_NAME = 32
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 SCOPES = ("workflow", "session", "actor", "global")
 STORES = ("sqlite", "duckdb", "bucket")
-_OWN_STORES = ("seals",)
+_OWN_STORES = ("seals", "archive")
 """Of projections that ship, and of nobody else's."""
 
 

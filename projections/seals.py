@@ -100,6 +100,8 @@ class Stretches:
     """A walk over every message of the log, in batches that are a seal each."""
 
     def __init__(self, source: Source, start: int, *, every: int, within: float) -> None:
+        self._source = source
+        self._start = start
         self._live = Live(source.fabric)
         self._reader = self._live.reader(start)
         self._every = every
@@ -109,6 +111,10 @@ class Stretches:
         self._coming: asyncio.Task[list[Record]] | None = None
 
     async def __aenter__(self) -> Self:
+        await self._source.fabric.log.state()
+        complete = self._source.fabric.log.held.complete
+        if self._start < complete:  # what a trimmed log has kept of before, is sealed already, or never was
+            self._reader = self._live.reader(complete)
         await self._reader.__aenter__()
         return self
 

@@ -22,6 +22,7 @@ SHIPPED: Final[Mapping[str, Shipped]] = MappingProxyType(
     {
         "timeline": Shipped("timeline", "Timeline", "who did what, with full-text search over values"),
         "metrics": Shipped("metrics", "Metrics", "rates, sizes, hot keys and writers"),
+        "archive": Shipped("archive", "Archive", "the log as Parquet files, for DuckDB, and so that it may be trimmed"),
         "seals": Shipped("seals", "Seals", "signed evidence of what the log holds, in a stream of its own"),
     }
 )

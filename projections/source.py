@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Final, Protocol, Self
@@ -164,13 +164,26 @@ class Feed:
         self._resolver = Resolver(fabric)
         self._waiting: list[Record] = []
         self._table = PreviousTable(fabric.log, filters) if previous else None
-        self._reader = Reader(fabric.connection, fabric.log.stream, filters, start=start, patience=fabric.log.timeout)
+        self._filters = filters
+        self._earlier: AsyncGenerator[Record, None] | None = None
+        self._reader = self._read_from(start)
+
+    def _read_from(self, start: int) -> Reader:
+        log = self._fabric.log
+        return Reader(log.connection, log.stream, self._filters, start=start, patience=log.timeout)
 
     async def __aenter__(self) -> Self:
         """Begin. Raises HistoryTruncatedError if what it should begin with is gone."""
-        first = int((await self._fabric.log.state())["first_seq"])
-        if self._start < first and first > 1:
-            raise HistoryTruncatedError(requested=self._start, first_available=first)
+        log = self._fabric.log
+        await log.state()
+        complete = log.held.complete
+        if self._start < complete:
+            first = await log.begins()
+            if self._start < first and first > 1:
+                raise HistoryTruncatedError(requested=self._start, first_available=first)
+            if log.earlier is not None and first < complete:
+                self._earlier = log.earlier.read(self._filters, self._start, complete - 1)
+            self._reader = self._read_from(complete)
         if self._table is not None:
             await self._table.fill(self._start - 1)
         await self._reader.__aenter__()
@@ -179,12 +192,14 @@ class Feed:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._earlier is not None:
+            await self._earlier.aclose()
         await self._reader.aclose()
 
     async def batch(self, most: int) -> Batch:
         """What has arrived, at most so many events; waits until there is something."""
         if not self._waiting:
-            self._waiting = await self._reader.some(most)
+            self._waiting = await self._some(most)
         count = _within(self._waiting, _MOST_BYTES)
         records, self._waiting = self._waiting[:count], self._waiting[count:]
         return await self._decoded(records)
@@ -193,7 +208,7 @@ class Feed:
         """Batches of at most so many events, up to sequence ``target``, which the log has reached; then the end."""
         records: list[Record] = []
         weight = 0
-        async for record in self._reader.until(target):
+        async for record in self._until(target):
             records.append(record)
             weight += _weight(record)
             if len(records) >= most or weight >= _MOST_BYTES:
@@ -201,6 +216,25 @@ class Feed:
                 records, weight = [], 0
         if records:
             yield await self._decoded(records)
+
+    async def _some(self, most: int) -> list[Record]:
+        """The next records, at least one, from wherever they are."""
+        records = [] if self._earlier is None else [each async for each in _first(self._earlier, most)]
+        if not records:
+            self._earlier = None
+            records = await self._reader.some(most)
+        return records
+
+    async def _until(self, target: int) -> AsyncIterator[Record]:
+        earlier, self._earlier = self._earlier, None
+        if earlier is not None:
+            async with aclosing(earlier):
+                async for record in earlier:
+                    if record.sequence > target:
+                        return
+                    yield record
+        async for record in self._reader.until(target):
+            yield record
 
     async def _decoded(self, records: list[Record]) -> Batch:
         batch = Batch(records[-1].sequence)
@@ -227,6 +261,13 @@ class Feed:
         if self._table is not None:
             self._table.advance(record)
         return event
+
+
+async def _first(records: AsyncIterator[Record], most: int) -> AsyncIterator[Record]:
+    """The first of these, at most so many; the others are still to come."""
+    while most > 0 and (record := await anext(records, None)) is not None:
+        most -= 1
+        yield record
 
 
 def _within(records: Sequence[Record], most: int) -> int:

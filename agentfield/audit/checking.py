@@ -1,4 +1,4 @@
-"""Verifying what there is: the live log or an export, with the seals of either.
+"""Verifying what there is: the live log, an archive or an export, with the seals there are.
 
 Owns: putting source and seals together in the right order, and keeping note of which seal covers what. Must not know:
 how a verdict is shown.
@@ -6,16 +6,22 @@ how a verdict is shown.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Collection, Iterator
+import asyncio
+from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from agentfield.archive.columns import STORED, parts_of
+from agentfield.archive.directory import Segment
+from agentfield.archive.reading import Archive, batches
+from agentfield.audit.chain import Stored, digests_of
+from agentfield.audit.comparing import Seen
 from agentfield.audit.jsonl import Export
 from agentfield.audit.parquet import ParquetExport
 from agentfield.audit.seal import SignedSeal
 from agentfield.audit.source import Live
-from agentfield.audit.verifying import Verdict, Witness, verify
+from agentfield.audit.verifying import Extent, Verdict, Witness, verify
 from agentfield.errors import InvalidInputError
 from agentfield.fabric.fabric import Fabric
 
@@ -58,7 +64,7 @@ async def check_live(
     async with aclosing(_noted(live.seals(0 if last is None else last.sequence), spans)) as seals:
         extent = await live.extent()
         verdict = await verify(
-            lambda begin: live.read(begin, extent.last),
+            lambda begin: _seen(live.read(begin, extent.last)),
             seals,
             extent,
             trusted=trusted,
@@ -88,15 +94,11 @@ async def check_export(
     if by is None:
         source = _asynchronously(export.seals())
     else:
-        live = Live(by)
-        if live.stream != extent.stream:
-            raise InvalidInputError(f"{path} is of {extent.stream}, not of {live.stream}: name its namespace")
-        last = await live.last_seal()
-        source = live.seals(0 if last is None else last.sequence)
+        source = await _seals_on(by, extent.stream, path)
     spans: list[Span] = []
     async with aclosing(_noted(source, spans)) as seals:
         verdict = await verify(
-            lambda _: _asynchronously(export.events()),
+            lambda _: _seen(_asynchronously(export.events())),
             seals,
             extent,
             trusted=trusted,
@@ -107,6 +109,79 @@ async def check_export(
             excerpt=by is not None,
         )
     return Checked(verdict, spans)
+
+
+async def check_archive(
+    path: Path,
+    *,
+    by: Fabric,
+    trusted: Collection[str] = (),
+    witness: Witness | None = None,
+    start: int = 1,
+    stop: int | None = None,
+) -> Checked:
+    """Verify an archive by the seals on its server.
+
+    Raises InvalidInputError if there is no archive, or one of another log, and DecodeError at a place where it is
+    damaged so that it cannot be read.
+    """
+    segments = await Archive(path).segments()
+    if not segments:
+        raise InvalidInputError(f"there is no archive in {path}")
+    log = segments[0].log
+    extent = Extent(log.stream, log.created, segments[0].first, segments[-1].last)
+    spans: list[Span] = []
+    async with aclosing(_noted(await _seals_on(by, log.stream, path), spans)) as seals:
+        verdict = await verify(
+            lambda begin: _archived(segments, begin),
+            seals,
+            extent,
+            trusted=trusted,
+            witness=witness,
+            start=start,
+            stop=stop,
+            excerpt=True,
+        )
+    return Checked(verdict, spans)
+
+
+async def _archived(segments: Sequence[Segment], start: int) -> AsyncGenerator[list[Seen], None]:
+    """The messages of an archive from a revision on, in the order of its files; the next ones are read meanwhile."""
+    groups = batches(segments, STORED, start)
+
+    def following() -> list[Seen] | None:
+        table = next(groups, None)
+        if table is None:
+            return None
+        subjects, revisions, times, headers, payloads = parts_of(table)
+        digests = digests_of(subjects, times, headers, payloads)
+        seen = list(map(Seen._make, zip(subjects, revisions, times, digests, strict=True)))
+        return seen if revisions[0] >= start else [each for each in seen if each.sequence >= start]
+
+    ahead = asyncio.ensure_future(asyncio.to_thread(following))
+    try:
+        while (seen := await ahead) is not None:
+            ahead = asyncio.ensure_future(asyncio.to_thread(following))
+            yield seen
+    finally:
+        await asyncio.wait([ahead])
+        if not ahead.cancelled():
+            ahead.exception()  # looked at, so that nobody complains about it
+
+
+async def _seen(messages: AsyncGenerator[Stored, None]) -> AsyncGenerator[list[Seen], None]:
+    """The messages as they come."""
+    async with aclosing(messages):
+        async for stored in messages:
+            yield [Seen.of(stored)]
+
+
+async def _seals_on(by: Fabric, stream: str, path: Path) -> AsyncGenerator[SignedSeal, None]:
+    live = Live(by)
+    if live.stream != stream:
+        raise InvalidInputError(f"{path} is of {stream}, not of {live.stream}: name its namespace")
+    last = await live.last_seal()
+    return live.seals(0 if last is None else last.sequence)
 
 
 def open_export(path: Path) -> Export | ParquetExport:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Final, NamedTuple
 
-from agentfield.audit.chain import Stored, chained
+from agentfield.audit.chain import chained
 from agentfield.audit.comparing import Difference, Seen, expected_of, first_difference, misplaced
 from agentfield.audit.seal import Head, Seal, SignedSeal, fault_of
 
@@ -66,6 +66,8 @@ class Verdict:
     """The last seal that was found in order."""
     begins_at: int = 0
     """The first revision that is there, if sealed ones before it were trimmed; else 0."""
+    kept: int = 0
+    """How many sealed events from before that are there, each as it was sealed: what keys held when it was trimmed."""
     selection: bool = False
     """Whether only some of the events were there to be verified: each was, and whether any is missing is not known."""
     facts: list[str] = field(default_factory=list)
@@ -77,8 +79,8 @@ class Verdict:
         return self.finding is None and self.seal_fault is None
 
 
-Events = Callable[[int], AsyncIterator[Stored]]
-"""Gives the messages from a sequence on, in the order in which they stand."""
+Events = Callable[[int], AsyncIterator[Sequence[Seen]]]
+"""Gives the messages from a sequence on, in the order in which they stand, as many at a time as is convenient."""
 
 
 async def verify(
@@ -119,8 +121,9 @@ class _Walk:
         self._stop = stop  # without one, what is sealed is wanted even beyond the log's end
         self._selection = selection
         self._excerpt = excerpt
-        self._source: AsyncIterator[Stored] | None = None
-        self._pushed: Seen | None = None
+        self._source: AsyncIterator[Sequence[Seen]] | None = None
+        self._ahead: Sequence[Seen] = ()
+        self._at = 0
         self._over = False
         self._recreated = False
 
@@ -175,14 +178,15 @@ class _Walk:
     async def _compare(self, seal: Seal, following: Seal | None) -> bool:
         """Compare the messages of one seal; false if they are not as they were sealed."""
         verdict, extent = self.verdict, self._extent
-        if seal.last < extent.first and seal.last <= extent.last:
+        if seal.first < extent.first:
             verdict.begins_at = extent.first
+            if not await self._compare_kept(seal):
+                return False
+        if seal.last < extent.first and seal.last <= extent.last:
             return True
         if seal.last < self._start or (self._stop is not None and seal.first > self._stop):
             return True
         begin = max(seal.first, extent.first)
-        if begin > seal.first:
-            verdict.begins_at = extent.first
         end = min(seal.last, extent.last) if self._excerpt else seal.last
         if end < begin:
             return True
@@ -200,6 +204,15 @@ class _Walk:
         verdict.last, verdict.last_time = end, messages[-1].timestamp if messages else seal.last_time
         verdict.events += len(messages)
         return True
+
+    async def _compare_kept(self, seal: Seal) -> bool:
+        """Compare what was left of a seal's messages when the others were trimmed; false if one is not as it was."""
+        kept = await self._up_to(min(seal.last, self._extent.first - 1), seal.first)
+        if seal.number == 1:
+            kept = [seen for seen in kept if seen.sequence >= seal.first]  # before it, nothing was sealed
+        self.verdict.finding = self._misplaced(seal, kept)
+        self.verdict.kept += len(kept)
+        return self.verdict.finding is None
 
     async def _difference(
         self, seal: Seal, following: Seal | None, begin: int, end: int, messages: list[Seen]
@@ -243,27 +256,32 @@ class _Walk:
         if self._source is None and not self._over:
             self._source = self._events(begin)
         messages: list[Seen] = []
-        if self._pushed is not None:
-            if self._pushed.sequence > last:
-                return messages
-            messages.append(self._pushed)
-            self._pushed = None
-        if self._source is not None:
-            async for stored in self._source:
-                seen = Seen.of(stored)
-                if seen.sequence > last:
-                    self._pushed = seen
+        while self._at < len(self._ahead) or await self._more():
+            for at in range(self._at, len(self._ahead)):
+                if self._ahead[at].sequence > last:
+                    messages.extend(self._ahead[self._at : at])
+                    self._at = at
                     return messages
-                messages.append(seen)
-        self._over = True
+            messages.extend(self._ahead[self._at :])
+            self._at = len(self._ahead)
         return messages
 
     async def _next(self) -> Seen | None:
-        if self._pushed is not None:
-            seen, self._pushed = self._pushed, None
-            return seen
-        stored = None if self._source is None else await anext(self._source, None)
-        return None if stored is None else Seen.of(stored)
+        if self._at >= len(self._ahead) and not await self._more():
+            return None
+        self._at += 1
+        return self._ahead[self._at - 1]
+
+    async def _more(self) -> bool:
+        """Whether there are further messages; then the next ones are ahead."""
+        while self._source is not None and not self._over:
+            ahead = await anext(self._source, None)
+            if ahead is None:
+                self._over = True
+            elif ahead:
+                self._ahead, self._at = ahead, 0
+                return True
+        return False
 
     async def _look_at_the_rest(self, head: Head) -> None:
         """What comes after the last seal; it belongs to the range only if that has no end of its own."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from agentfield.amount import number_of
-from agentfield.audit.checking import Checked, check_export, check_live, open_export
+from agentfield.audit.checking import Checked, check_archive, check_export, check_live, open_export
 from agentfield.audit.exporting import FORMATS, Selection, export
 from agentfield.audit.keyfile import make_key, read_key, read_witness, write_witness
 from agentfield.audit.nkey import check_public_key, require_cryptography
@@ -124,6 +124,13 @@ def _print_seal(seal: Seal, output: Output) -> None:
 @click.option("--from", "start", type=POINT, metavar="POINT", help="Verify from here on, in whole seals.")
 @click.option("--to", "stop", type=POINT, metavar="POINT", help="Verify up to here, in whole seals.")
 @click.option("--export", "path", type=FILE, metavar="FILE", help="Verify this export, by the seals in it.")
+@click.option(
+    "--archive",
+    "directory",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    metavar="DIRECTORY",
+    help="Verify this archive, by the seals on the server.",
+)
 @click.option("--live-seals", is_flag=True, help="With --export: by the seals on the server.")
 @public_keys_option
 @click.option(
@@ -138,6 +145,7 @@ def verify_command(
     start: Point | None,
     stop: Point | None,
     path: Path | None,
+    directory: Path | None,
     live_seals: bool,
     keys: Sequence[str],
     witness_file: Path | None,
@@ -146,7 +154,16 @@ def verify_command(
 
     Everything is computed again from what is stored, and compared with the seals and their signatures.
     """
-    verify_seals(invocation, start, stop, path, live_seals=live_seals, keys=keys, witness_file=witness_file)
+    verify_seals(
+        invocation,
+        start,
+        stop,
+        path,
+        directory=directory,
+        live_seals=live_seals,
+        keys=keys,
+        witness_file=witness_file,
+    )
 
 
 def verify_seals(
@@ -155,19 +172,23 @@ def verify_seals(
     stop: Point | None = None,
     path: Path | None = None,
     *,
+    directory: Path | None = None,
     live_seals: bool = False,
     keys: Sequence[str],
     witness_file: Path | None = None,
 ) -> None:
-    """Verify, and say what was found; without a path, the live log."""
+    """Verify, and say what was found: an export, the archive in a directory, or else the live log."""
     require_cryptography()
     trusted = [check_public_key(key) for key in keys]
     if live_seals and path is None:
         raise click.UsageError("--live-seals means nothing without --export", click.get_current_context())
+    if directory is not None and path is not None:
+        raise click.UsageError("--archive and --export exclude one another", click.get_current_context())
     if isinstance(start, int) and isinstance(stop, int) and start > stop:
         raise click.UsageError(f"--from {start} lies after --to {stop}", click.get_current_context())
-    checked, stream, now = wait(_check(invocation, start, stop, path, live_seals, trusted, witness_file))
-    show(checked.verdict, invocation.output, what="log" if path is None else "export", now=now)
+    checked, stream, now = wait(_check(invocation, start, stop, path, directory, live_seals, trusted, witness_file))
+    what = "log" if path is None else "export"
+    show(checked.verdict, invocation.output, what=what if directory is None else "archive", now=now)
     fault = failure(checked.verdict)
     if fault is not None:
         raise fault
@@ -180,6 +201,7 @@ async def _check(
     start: Point | None,
     stop: Point | None,
     path: Path | None,
+    directory: Path | None,
     live_seals: bool,
     trusted: Sequence[str],
     witness_file: Path | None,
@@ -201,7 +223,10 @@ async def _check(
         witness = None if witness_file is None else read_witness(witness_file, stream)
         first, end = await _range(fabric, start, stop)
         begin = first or 1
-        if path is None:
+        if directory is not None:
+            _refuse_nothing(begin, end, int((await fabric.log.state())["last_seq"]), "log")
+            checked = await check_archive(directory, by=fabric, trusted=trusted, witness=witness, start=begin, stop=end)
+        elif path is None:
             _refuse_nothing(begin, end, int((await fabric.log.state())["last_seq"]), "log")
             checked = await check_live(fabric, trusted=trusted, witness=witness, start=begin, stop=end)
         else:

@@ -19,6 +19,7 @@ from agentfield.fabric.faults import ServerFault, Verdict
 from agentfield.fabric.jetstream import api
 from agentfield.local import Server, TroubleError, ensure_server, find_server
 from agentfield.memory import Memory
+from agentfield.memory.connecting import archive_for
 from agentfield.settings import Settings
 from agentfield.subject import check_namespace
 
@@ -88,6 +89,7 @@ async def connected(invocation: Invocation, *, founds: bool = False) -> AsyncIte
         timeout=invocation.patience,
         found=founds,
     )
+    fabric.log.earlier = archive_for(namespace, Settings.load(), invocation.archive)
     try:
         yield fabric
     finally:

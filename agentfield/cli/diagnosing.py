@@ -17,6 +17,7 @@ from agentfield.cli.examining import Facts, sources
 from agentfield.cli.output import age, size
 from agentfield.cli.status import UNWELL
 from agentfield.fabric.topology import REPLICAS, compare
+from agentfield.fabric.trimmed import Trimmed, is_frozen, missing
 
 _LEAST_ROOM = 1_000_000_000
 """Bytes free on the disk below which it is time to act: a full disk stops every write, and needs a restart."""
@@ -111,22 +112,28 @@ def log(facts: Facts) -> Iterator[tuple[str, str]]:
     if info is None:
         return
     state = info["state"]
-    first, last, there = int(state["first_seq"]), int(state["last_seq"]), int(state["messages"])
-    missing = max(int(state.get("num_deleted") or 0), last - first + 1 - there)
-    if missing:
+    first, last = int(state["first_seq"]), int(state["last_seq"])
+    trimmed = Trimmed.of(info["config"])
+    lost = missing(info["config"], state)
+    if is_frozen(info["config"]):
         yield (
-            f"{number_of(missing, 'event')} of the log cannot be read any more: "
+            "the log takes no writes: it is being trimmed, or whoever did that has died",
+            "wait: it is thawed by any process of agentfield that is connected, a minute after it was frozen",
+        )
+    if lost:
+        yield (
+            f"{number_of(lost, 'event')} of the log cannot be read any more: "
             "its files are damaged, or somebody has set a limit on it",
             "restore the server's data from a backup; on a cluster, remove the damaged replica and let it fill anew",
         )
-    for replica, short in sorted(facts.replicas.items()) if not missing else ():
+    for replica, short in sorted(facts.replicas.items()) if not lost else ():
         if short:
             yield (
                 f"the log's replica on {replica} is short of {number_of(short, 'event')}",
                 f"if that stays so, its files are damaged: stop {replica}, remove its copy of "
                 f"{facts.topology.log.name}, start it, and it fills anew",
             )
-    if first > 1 and last:
+    if last and first > (1 if trimmed is None else trimmed.first):
         yield (
             f"the log begins at revision {first:,}: what came before was trimmed, and history no longer has it",
             f"take the limits off {facts.topology.log.name}, and the permission to change it from agents",

@@ -11,7 +11,7 @@ from typing import NoReturn
 import click
 
 from agentfield.cli.connecting import connected
-from agentfield.cli.invocation import Invocation, command
+from agentfield.cli.invocation import LOOKING_BACK, Invocation, command
 from agentfield.cli.kinds import POINT, Point
 from agentfield.cli.logs import warn_on_stderr
 from agentfield.cli.notes import Note, follow_notes
@@ -34,7 +34,7 @@ _LOOK = 1.0
 """Seconds between looks at whether a namespace is there by now."""
 
 
-@command("history")
+@command("history", takes=LOOKING_BACK)
 @click.argument("pattern", metavar="[KEY_OR_PATTERN]", default="*")
 @click.option("--since", type=POINT, metavar="POINT", help="From this time (RFC 3339), age (15m, 2h) or revision on.")
 @click.option("--until", type=POINT, metavar="POINT", help="Up to before this time or age, or up to this revision.")

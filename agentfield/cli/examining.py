@@ -21,6 +21,7 @@ from agentfield.fabric.faults import NO_MESSAGE, Fault, ServerFault, error_of
 from agentfield.fabric.jetstream import api
 from agentfield.fabric.replicas import messages_by_replica
 from agentfield.fabric.topology import StreamSpec, Topology
+from agentfield.fabric.trimmed import expected
 from agentfield.local import Server
 
 _LOOKS = 5
@@ -134,7 +135,7 @@ async def _short(connection: Connection, topology: Topology, patience: float) ->
         cluster, state = info.get("cluster") or {}, info["state"]
         servers = {cluster.get("leader"), *(each["name"] for each in cluster.get("replicas") or ())} - {None}
         offline = {each["name"] for each in cluster.get("replicas") or () if each.get("offline")}
-        wanted = int(state["last_seq"]) - int(state["first_seq"]) + 1 if state["last_seq"] else 0
+        wanted = expected(info["config"], state)
         counts = await messages_by_replica(connection, topology.log.name, servers - offline, patience=patience)
         short = {server: max(0, wanted - count) for server, count in counts.items()}
         if not any(short.values()):

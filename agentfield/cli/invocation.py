@@ -33,6 +33,10 @@ SHARED: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
             "metavar": "TIME",
             "help": "How long an operation may take: seconds, or such as 2m.  [default: 15; for a call, 300]",
         },
+        "archive": {
+            "metavar": "DIRECTORY",
+            "help": "Where what was trimmed off the log is kept.  [default: $AGENTFIELD_ARCHIVE]",
+        },
         "json": {"is_flag": True, "help": "Print one JSON object a line on stdout."},
     }
 )
@@ -40,6 +44,9 @@ SHARED: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
 
 CONNECTED: Final = ("url", "namespace", "timeout", "json")
 """What a command takes that talks to a server."""
+
+LOOKING_BACK: Final = ("url", "namespace", "archive", "timeout", "json")
+"""What a command takes that reads the past."""
 
 PATIENCE: Final = 15.0
 """Seconds an operation may take unless ``--timeout`` says otherwise, as in the library."""
@@ -56,6 +63,7 @@ class Invocation:
     namespace: str | None = None
     timeout: float | None = None
     json: bool = False
+    archive: str | None = None
 
     @cached_property
     def output(self) -> Output:

@@ -10,7 +10,7 @@ from agentfield.cli import ending
 from agentfield.cli.connecting import connected, remembering
 from agentfield.cli.differences import counted, show_diff
 from agentfield.cli.entries import entries_of, only, show, show_all
-from agentfield.cli.invocation import Invocation, command
+from agentfield.cli.invocation import LOOKING_BACK, Invocation, command
 from agentfield.cli.kinds import POINT, Point
 from agentfield.cli.output import moment
 from agentfield.cli.scopes import named, scope_options, to_read, to_write
@@ -25,7 +25,7 @@ from agentfield.naming import shown
 from agentfield.pattern import Pattern
 
 
-@command("as-of")
+@command("as-of", takes=LOOKING_BACK)
 @click.argument("point", type=POINT)
 @click.argument("pattern", metavar="[KEY_OR_PATTERN]", default="*")
 @scope_options
@@ -51,7 +51,7 @@ def as_of_command(invocation: Invocation, point: Point, pattern: str, scope: Any
     wait(look())
 
 
-@command("diff")
+@command("diff", takes=LOOKING_BACK)
 @click.argument("pattern", metavar="KEY_OR_PATTERN")
 @click.argument("before", type=POINT)
 @click.argument("after", type=POINT, required=False)
@@ -80,7 +80,7 @@ def diff_command(
         invocation.output.note(f"{counted(diff)}, {between}" if diff else f"nothing differs {between}")
 
 
-@command("revert")
+@command("revert", takes=LOOKING_BACK)
 @click.argument("pattern", metavar="KEY_OR_PATTERN")
 @click.argument("point", type=POINT)
 @click.option("--dry-run", is_flag=True, help="Show what would change, and write nothing.")

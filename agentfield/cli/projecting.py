@@ -21,14 +21,13 @@ from agentfield.cli.loading import import_target
 from agentfield.errors import InvalidInputError
 from agentfield.settings import Settings
 from projections import state
+from projections.archive import Archive, Archiver
 from projections.projection import Projection, check
 from projections.runner import Runner
 from projections.seals import Sealer, Seals
 from projections.shipped import SHIPPED, shipped
 from projections.source import Source
 from projections.stores import Directory, Stores, open_store
-
-_DIRECTORY = "projections"
 
 
 def store_option(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -49,7 +48,10 @@ def store_option(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def chosen_store(invocation: Invocation, directory: Path | None) -> Directory:
     """The store in that directory, or else the namespace's own under agentfield's home."""
-    return open_store(directory or Settings.load().home / _DIRECTORY / place(invocation).namespace)
+    settings = Settings.load()
+    if directory is not None:
+        return open_store(directory)
+    return open_store(settings.views(place(invocation).namespace), archive=settings.archive)
 
 
 @asynccontextmanager
@@ -73,6 +75,8 @@ def runner_of(source: Source, projection: Projection, directory: Directory) -> R
     """What runs a projection, with its view in a directory or on the server."""
     if isinstance(projection, Seals):
         return Sealer(source, projection)
+    if isinstance(projection, Archive):
+        return Archiver(source, projection, directory.archive)
     return Runner(source, projection, Stores(source, directory))
 
 

@@ -45,6 +45,7 @@ COMMANDS: Final[Mapping[str, Entry]] = MappingProxyType(
         "timeline": Entry("views", "Show who did what, by words, agent, execution, scope or time."),
         "metrics": Entry("views", "Show how much is written, by whom, and which keys are hot."),
         "projections": Entry("projections", "Run, rebuild and verify views derived from the log."),
+        "archive": Entry("archive", "Show what is archived, and trim the log to what is needed."),
         "audit": Entry("audit", "Seal the log, verify it, export it, and report from it."),
         "deadletters": Entry("deadletters", "Show, replay or drop events that handlers have given up on."),
         "handlers": Entry("handlers", "Show the handlers there are, and forget those that are gone."),

@@ -60,6 +60,8 @@ def remarks(verdict: Verdict, what: str) -> list[str]:
             f"the {what} begins at revision {verdict.begins_at}: what was before has been trimmed, and can be verified "
             "in an export or archive of that time"
         )
+    if verdict.kept:
+        found.append(f"of what was before, {verdict.kept:,} events are still there, and are as they were sealed")
     if verdict.selection:
         found.append("this is a selection: each event in it is what was sealed; whether any is missing cannot be told")
     if verdict.trusted_on_first and verdict.seals:
@@ -141,6 +143,7 @@ def _fields(verdict: Verdict) -> dict[str, Any]:
         "trusted_on_first": verdict.trusted_on_first,
         "selection": verdict.selection,
         "begins_at": verdict.begins_at or None,
+        "kept": verdict.kept,
         "facts": verdict.facts,
         "seal_fault": verdict.seal_fault,
         "last_seal": None if verdict.witness is None else verdict.witness._asdict(),

@@ -9,7 +9,7 @@ from typing import Final
 import click
 
 from agentfield.cli.connecting import connected
-from agentfield.cli.invocation import Invocation, command
+from agentfield.cli.invocation import LOOKING_BACK, Invocation, command
 from agentfield.cli.output import Output, moment, shortened, visible
 from agentfield.cli.scopes import choices, named, scope_options, to_read
 from agentfield.cli.waiting import wait
@@ -35,7 +35,7 @@ _OTHERS: Final = {"previous_data", "previous_revision"}
 """Fields of an event that are about another one, which is not looked up here."""
 
 
-@command("why")
+@command("why", takes=LOOKING_BACK)
 @click.argument("key")
 @click.option("--revision", type=click.IntRange(min=1), metavar="N", help="Start from this event, not from the last.")
 @scope_options

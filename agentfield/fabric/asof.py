@@ -37,6 +37,13 @@ async def as_of(log: Log, filters: Sequence[str], sequence: int) -> AsyncIterato
     """
     if sequence <= 0:
         return
+    lost = sequence < log.held.known and log.earlier is not None
+    async for record in _with_earlier(log, filters, sequence) if lost else _by_itself(log, filters, sequence):
+        yield record
+
+
+async def _by_itself(log: Log, filters: Sequence[str], sequence: int) -> AsyncIterator[Record]:
+    """The same, by what the log holds."""
     found: list[Record] = []
     changed: dict[str, None] = {}
     many = False
@@ -59,6 +66,24 @@ async def as_of(log: Log, filters: Sequence[str], sequence: int) -> AsyncIterato
         yield record
 
 
+async def _with_earlier(log: Log, filters: Sequence[str], sequence: int) -> AsyncIterator[Record]:
+    """The same of a sequence as of which the log alone does not know everything: by what is kept of it, too."""
+    begins = await log.begins()
+    complete, earlier = log.held.complete, log.earlier
+    found: dict[str, Record] = {}
+    if earlier is not None and begins < complete:
+        async for record in earlier.last(filters, min(sequence, complete - 1)):
+            if sequence < complete:
+                yield record
+            else:
+                found[record.subject] = record
+    if sequence >= complete:
+        async for record in _by_itself(log, filters, sequence):
+            found[record.subject] = record
+    for record in sorted(found.values(), key=lambda each: each.sequence):
+        yield record
+
+
 async def last_as_of(log: Log, subjects: Sequence[str], sequence: int) -> list[Record | None]:
     """The last event, at or before ``sequence``, of each of these literal subjects; None where there was none.
 
@@ -68,11 +93,15 @@ async def last_as_of(log: Log, subjects: Sequence[str], sequence: int) -> list[R
         return [None] * len(subjects)
     found: dict[str, Record] = {}
     changed: dict[str, None] = {}
-    for record in await log.last(subjects):
-        if record is not None and record.sequence <= sequence:
+    if sequence < log.held.known and log.earlier is not None:
+        async for record in _with_earlier(log, subjects, sequence):
             found[record.subject] = record
-        elif record is not None:
-            changed[record.subject] = None
+        return [found.get(subject) for subject in subjects]
+    for last in await log.last(subjects):
+        if last is not None and last.sequence <= sequence:
+            found[last.subject] = last
+        elif last is not None:
+            changed[last.subject] = None
     async for record in _before(log, changed, sequence, ()):
         found[record.subject] = record
     return [found.get(subject) for subject in subjects]

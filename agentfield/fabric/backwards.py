@@ -29,9 +29,10 @@ async def backwards(
 ) -> AsyncIterator[list[Record]]:
     """The matching events from sequence ``stop`` back to ``start``, in blocks; ``few``: how many may be wanted."""
     width = max(_NARROWEST, 2 * min(few, BLOCK))
-    async with Reader(log.connection, log.stream, filters, start=start, patience=log.timeout) as reader:
-        if reader.pending <= BLOCK:
-            width = stop - start + 1  # so few from there to the log's end that they are one block
+    if start >= log.held.complete:
+        async with Reader(log.connection, log.stream, filters, start=start, patience=log.timeout) as reader:
+            if reader.pending <= BLOCK:
+                width = stop - start + 1  # so few from there to the log's end that they are one block
     high = stop
     while high >= start:
         low = max(start, high - width + 1)

@@ -90,6 +90,13 @@ async def durables(connection: Connection, stream: str, *, patience: float = PAT
     return sorted(found, key=lambda durable: (durable.agent, durable.handler))
 
 
+async def consumers(connection: Connection, stream: str, *, patience: float = PATIENCE) -> AsyncIterator[Any]:
+    """Every consumer of a stream, whoever made it, as the server describes it. Raises :class:`UnavailableError`."""
+    async for page in _pages(connection, f"CONSUMER.LIST.{stream}", patience):
+        for info in page:
+            yield info
+
+
 async def durable_of(
     connection: Connection, stream: str, agent: str, handler: str, *, patience: float = PATIENCE
 ) -> Durable | None:

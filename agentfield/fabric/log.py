@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from datetime import UTC, datetime
+from contextlib import aclosing
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 import orjson
@@ -22,6 +23,7 @@ from agentfield.errors import (
     ClosedError,
     InvalidInputError,
     OutcomeUnknownError,
+    ResyncRequired,
     UnavailableError,
 )
 from agentfield.execution import new_id
@@ -29,6 +31,7 @@ from agentfield.fabric import records
 from agentfield.fabric.client import DESCRIPTION
 from agentfield.fabric.clock import ServerClock
 from agentfield.fabric.connection import Connection, ConnectionState, Message
+from agentfield.fabric.earlier import Earlier
 from agentfield.fabric.faults import (
     NO_MESSAGE,
     ConnectionLostFault,
@@ -42,7 +45,8 @@ from agentfield.fabric.faults import (
 from agentfield.fabric.jetstream import API, ATTEMPT, PATIENCE, api, backoff
 from agentfield.fabric.reader import Reader
 from agentfield.fabric.sharing import SharedReads
-from agentfield.fabric.topology import StreamSpec, Topology
+from agentfield.fabric.topology import StreamSpec, Topology, thaw_if_left
+from agentfield.fabric.trimmed import Holding, holding
 
 logger = logging.getLogger("agentfield.log")
 
@@ -115,6 +119,10 @@ class Log:
         """The log's last sequence when its state was last asked for."""
         self.created = 0
         """When the server made the stream: nanoseconds since the epoch; 0 as long as its state was not asked for."""
+        self.held = Holding(1, 0)
+        """What the log held when its state was last asked for."""
+        self.earlier: Earlier | None = None
+        """Who keeps what was trimmed off the log's beginning, if that is known."""
         self.batches = asyncio.Semaphore(BATCHES_AT_ONCE)
         self._clock = ServerClock()
         self._direct = f"{API}.DIRECT.GET.{self.stream}"
@@ -128,7 +136,8 @@ class Log:
     async def state(self) -> dict[str, Any]:
         """The stream's state as its leader reports it (``first_seq``, ``last_seq``, ``messages``, …).
 
-        Also takes note of whether its server stands alone, of when it was made, and of the server's clock.
+        ``first_seq`` is the first sequence from which on nothing is missing. Also takes note of whether its server
+        stands alone, of when it was made, and of the server's clock.
         """
         loop = asyncio.get_running_loop()
         sent = loop.time()
@@ -141,7 +150,23 @@ class Log:
         self._clock.observe(sent, records.nanoseconds_of(info["ts"]), loop.time())
         state: dict[str, Any] = info["state"]
         self.last_known = int(state["last_seq"])
+        self.held = holding(info["config"], state)
+        state["first_seq"] = max(int(state["first_seq"]), self.held.complete if state["last_seq"] else 0)
+        await thaw_if_left(self.connection, info)
         return state
+
+    async def begins(self) -> int:
+        """The first revision from which on the past can be read: the log's own, or that of what was kept of it.
+
+        Raises InvalidInputError if what should have been kept is of another log, or not whole.
+        """
+        await self.state()
+        return self.held.complete if self.earlier is None or self.held.complete <= 1 else await self._earlier_begins()
+
+    async def _earlier_begins(self) -> int:
+        if self.earlier is None:
+            return self.held.complete
+        return await self.earlier.begins(self.stream, self.created, self.held.complete - 1)
 
     def now(self) -> int:
         """The server's time in nanoseconds since the epoch, to about half a round trip, whatever our clock says."""
@@ -350,29 +375,60 @@ class Log:
     async def read(
         self, filters: Sequence[str], *, start: int = 1, stop: int | None = None
     ) -> AsyncGenerator[Record, None]:
-        """The events that match, in order, from sequence ``start`` to ``stop`` (default: the last at the call)."""
+        """The events that match, in order, from sequence ``start`` to ``stop`` (default: the last at the call).
+
+        What was trimmed, before or meanwhile, comes from where it is kept, if that is known; otherwise it is left out.
+        """
         target = int((await self.state())["last_seq"]) if stop is None else stop
-        if start > target:
-            return
-        async with Reader(self.connection, self.stream, filters, start=start, patience=self.timeout) as reader:
-            async for record in reader.until(target):
-                yield record
+        while start <= target:
+            until = min(target, self.held.complete - 1)
+            if self.earlier is not None and start <= until:
+                await self._earlier_begins()
+                async with aclosing(self.earlier.read(filters, start, until)) as records:
+                    async for record in records:
+                        yield record
+                start = until + 1
+                continue
+            kept = self.earlier is not None
+            try:
+                async with Reader(
+                    self.connection, self.stream, filters, start=start, gapless=kept, patience=self.timeout
+                ) as reader:
+                    async for record in reader.until(target):
+                        yield record
+                        start = record.sequence + 1
+                return
+            except ResyncRequired:
+                await self.state()
+                if start >= self.held.complete:
+                    raise
 
     async def as_of(self, subjects: Sequence[str], sequence: int) -> list[Record] | None:
         """The last event at or before ``sequence`` of every subject (or filter), or None if there are over 1,024.
 
-        ``sequence`` must be one that the log has reached; 0 gives nothing.
+        ``sequence`` must be one that the log has reached; 0 gives nothing. By the log alone.
         """
         return await self._multi_last(subjects, up_to=sequence) if sequence > 0 else []
 
     async def before(self, record: Record) -> Record | None:
         """The event of the same subject just before this one; None if there was none, or it is not agentfield's."""
         found = await self.as_of([record.subject], record.sequence - 1)
+        if not found and self.earlier is not None and record.sequence <= self.held.complete:
+            await self._earlier_begins()
+            found = [each async for each in self.earlier.last([record.subject], record.sequence - 1)]
         return found[0] if found and EVENT_HEADER in found[0].headers else None
 
     async def at(self, sequence: int) -> Record | None:
         """The event with this sequence."""
-        return await self._leader_get({"seq": sequence})
+        record = await self._leader_get({"seq": sequence})
+        if record is None and self.earlier is not None and 0 < sequence < (await self._complete()):
+            await self._earlier_begins()
+            return await self.earlier.at(sequence)
+        return record
+
+    async def _complete(self) -> int:
+        await self.state()
+        return self.held.complete
 
     async def first_of(self, subject_filter: str) -> Record | None:
         """The first event that is left on any subject that the filter matches, as the leader knows it."""
@@ -385,9 +441,14 @@ class Log:
     async def sequence_at(self, moment: datetime) -> int:
         """The sequence of the first event stored at or after a moment; one past the last if there is none yet."""
         last = int((await self.state())["last_seq"])  # before looking: what comes later must not be passed over
-        start = min(max(moment.astimezone(UTC), _EARLIEST), _LATEST).isoformat().replace("+00:00", "Z")
-        record = await self._leader_get({"start_time": start, "next_by_subj": ">"})
-        return record.sequence if record is not None else last + 1
+        start = min(max(moment.astimezone(UTC), _EARLIEST), _LATEST)
+        record = await self._leader_get({"start_time": start.isoformat().replace("+00:00", "Z"), "next_by_subj": ">"})
+        found = record.sequence if record is not None else last + 1
+        if self.earlier is not None and 1 < self.held.complete >= found:
+            await self._earlier_begins()
+            kept = await self.earlier.sequence_at((start - _EARLIEST) // timedelta(microseconds=1) * 1000)
+            return found if kept is None else min(found, kept)
+        return found
 
     async def _all_last(self, subjects: Sequence[str]) -> list[Record]:
         return await self._multi_last(subjects) or []

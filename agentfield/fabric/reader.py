@@ -24,6 +24,7 @@ from agentfield.fabric.client import DESCRIPTION
 from agentfield.fabric.connection import Connection, ConnectionState, Message, Subscription
 from agentfield.fabric.faults import NO_MESSAGE, Fault, NoAnswerFault, ServerFault, error_of
 from agentfield.fabric.jetstream import API, PATIENCE, api, backoff, ends_pull
+from agentfield.fabric.trimmed import holding
 
 logger = logging.getLogger("agentfield.reader")
 
@@ -202,7 +203,8 @@ class Reader:
 
     async def _check_start(self) -> None:
         """Raise :class:`ResyncRequired` if the stream begins after the next sequence that we have still to give."""
-        first = int((await self._ask(f"STREAM.INFO.{self._stream}"))["state"]["first_seq"])
+        info = await self._ask(f"STREAM.INFO.{self._stream}")
+        first = holding(info["config"], info["state"]).complete
         if first > self._next:
             raise ResyncRequired(requested=self._next, first_available=first)
 

@@ -22,6 +22,8 @@ from agentfield.errors import AccessDeniedError, AgentFieldError, NotFoundError,
 from agentfield.fabric.connection import Connection
 from agentfield.fabric.faults import Fault, ServerFault, Verdict, error_of
 from agentfield.fabric.jetstream import api
+from agentfield.fabric.records import nanoseconds_of
+from agentfield.fabric.trimmed import frozen_since, is_frozen, thawed
 from agentfield.scope import RESOLUTION
 
 logger = logging.getLogger("agentfield.topology")
@@ -30,6 +32,8 @@ REPLICAS = 3
 """Replicas of every stream wherever the cluster has that many servers: survives the loss of one."""
 DUPLICATE_WINDOW = timedelta(minutes=2)
 """How long the server recognises a repeated event id; a retry of a write must come within it."""
+LEFT_FROZEN = timedelta(minutes=1)
+"""After this time, nobody is still trimming a log that is frozen: whoever did has died, and others thaw it."""
 NOTES_KEPT = timedelta(days=30)
 _LOG = "_MEMORY"
 _SHOWN = 5
@@ -219,6 +223,9 @@ async def provision(
     """
     try:
         there = await asyncio.gather(*(_look(connection, spec.name, patience) for spec in topology.streams))
+        if there[0] is not None and is_frozen(there[0]):
+            await thaw_if_left(connection, await api(connection, f"STREAM.INFO.{topology.log.name}", patience=patience))
+            there[0] = await _look(connection, topology.log.name, patience)
         if there[0] is None:
             await _check_new(connection, topology, patience)
             if not found:
@@ -298,6 +305,18 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items() if item}
     return value or None
+
+
+async def thaw_if_left(connection: Connection, info: Mapping[str, Any]) -> None:
+    """If whoever trimmed the log has died while it was frozen, let it be written to again."""
+    config = info["config"]
+    if not is_frozen(config) or nanoseconds_of(info["ts"]) < frozen_since(config) + nanoseconds(LEFT_FROZEN):
+        return
+    try:
+        await api(connection, f"STREAM.UPDATE.{config['name']}", thawed(config, info["state"]))
+        logger.warning("the log %s was left frozen by whoever trimmed it; it takes writes again", config["name"])
+    except (Fault, AccessDeniedError, UnavailableError) as fault:
+        logger.warning("the log %s was left frozen by whoever trimmed it: %s", config["name"], fault)
 
 
 async def _look(connection: Connection, name: str, patience: float) -> dict[str, Any] | None:

@@ -90,7 +90,7 @@ async def _cause(fabric: Fabric, event: Event) -> Record | Origin:
         return Origin("missing", f"it names revision {revision} as its cause, which was not before it", revision)
     record = await fabric.log.at(revision)
     if record is None:
-        first = int((await fabric.log.state())["first_seq"])
+        first = await fabric.log.begins()
         if revision < first:
             return Origin("trimmed", f"its cause, r{revision}, is gone: the log begins at r{first} now", revision)
         return Origin("missing", f"its cause, r{revision}, is not in the log any more", revision)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, NoReturn
 
+from agentfield.archive.reading import Archive
 from agentfield.errors import InvalidInputError
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.jetstream import PATIENCE
@@ -20,7 +23,13 @@ _ENTER: Final = "write `async with agentfield.connect() as memory:` and use memo
 
 
 async def open_fabric(
-    url: str | None, namespace: str | None, *, name: str, settings: Settings, timeout: float = PATIENCE
+    url: str | None,
+    namespace: str | None,
+    *,
+    name: str,
+    settings: Settings,
+    archive: str | os.PathLike[str] | None = None,
+    timeout: float = PATIENCE,
 ) -> Fabric:
     """The fabric at ``url``, else where the settings say, else on the local embedded server, started if need be.
 
@@ -29,7 +38,20 @@ async def open_fabric(
     chosen = settings.namespace if namespace is None else namespace
     check_namespace(chosen)
     where = url or settings.nats_url or (await ensure_server(settings.home)).url
-    return await Fabric.open(where, namespace=chosen, name=name, timeout=timeout)
+    fabric = await Fabric.open(where, namespace=chosen, name=name, timeout=timeout)
+    fabric.log.earlier = archive_for(chosen, settings, archive)
+    return fabric
+
+
+def archive_for(namespace: str, settings: Settings, archive: str | os.PathLike[str] | None = None) -> Archive | None:
+    """The archive of what was trimmed off a log: the one named, or that of the default place, if there is one.
+
+    It is looked at when something is asked for that the log does not hold.
+    """
+    if archive is not None:
+        return Archive(Path(archive).expanduser().absolute())
+    chosen = settings.archive_of(namespace)
+    return Archive(chosen) if settings.archive is not None or chosen.is_dir() else None
 
 
 class Connecting(AbstractAsyncContextManager[Memory, None]):
@@ -76,25 +98,32 @@ def connect(
     *,
     namespace: str | None = None,
     actor_id: str | None = None,
+    archive: str | os.PathLike[str] | None = None,
     name: str = "agentfield",
     timeout: float = PATIENCE,
 ) -> Connecting:
     """Shared memory for a program that is not an agent: ``async with agentfield.connect() as memory``.
 
     ``nats_url`` and ``namespace`` default as for an agent. ``actor_id`` gives it an actor scope of its own; ``name`` is
-    what the server's tools show; ``timeout`` is how long one operation may take, in seconds, an outage included.
-    Entering it raises :class:`UnavailableError`, :class:`AccessDeniedError`, :class:`IncompatibleServerError`,
+    what the server's tools show; ``archive`` is the directory in which what was trimmed off the log is kept, by default
+    ``AGENTFIELD_ARCHIVE``; ``timeout`` is how long one operation may take, in seconds, an outage included. Entering it
+    raises :class:`UnavailableError`, :class:`AccessDeniedError`, :class:`IncompatibleServerError`,
     :class:`InvalidInputError`.
     """
-    return Connecting(_connected(nats_url, namespace, actor_id, name, timeout))
+    return Connecting(_connected(nats_url, namespace, actor_id, archive, name, timeout))
 
 
 @asynccontextmanager
 async def _connected(
-    nats_url: str | None, namespace: str | None, actor_id: str | None, name: str, timeout: float
+    nats_url: str | None,
+    namespace: str | None,
+    actor_id: str | None,
+    archive: str | os.PathLike[str] | None,
+    name: str,
+    timeout: float,
 ) -> AsyncIterator[Memory]:
     settings = Settings.load()
-    fabric = await open_fabric(nats_url, namespace, name=name, settings=settings, timeout=timeout)
+    fabric = await open_fabric(nats_url, namespace, name=name, settings=settings, archive=archive, timeout=timeout)
     lifetimes = Lifetimes(Periods(workflow=settings.workflow_grace, session=settings.session_idle))
 
     async def source() -> Fabric:

@@ -138,9 +138,11 @@ async def extent(fabric: Fabric, since: datetime | int | None, until: datetime |
     Without a beginning, it begins with the first event that is left. Raises HistoryTruncatedError if the log no longer
     holds the beginning that was asked for.
     """
-    state = await fabric.log.state()
-    start, stop = await _bounds(fabric, int(state["last_seq"]), since, until)
-    first = int(state["first_seq"])
+    last = int((await fabric.log.state())["last_seq"])
+    start, stop = await _bounds(fabric, last, since, until)
+    first = fabric.log.held.complete
+    if start < first or (isinstance(since, datetime) and start == first):  # else what was trimmed is of no interest
+        first = await fabric.log.begins()
     if since is None:
         start = max(start, first)
     elif isinstance(since, datetime) and start == first > 1:
@@ -153,7 +155,7 @@ async def extent(fabric: Fabric, since: datetime | int | None, until: datetime |
 
 async def _check_start(fabric: Fabric, start: int) -> None:
     first = int((await fabric.log.state())["first_seq"])
-    if start < first and first > 1:
+    if start < first and first > 1 and start < (first := await fabric.log.begins()):
         raise HistoryTruncatedError(requested=max(1, start), first_available=first)
 
 

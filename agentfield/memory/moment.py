@@ -92,16 +92,16 @@ class Pin:
 
     async def _look_up(self, fabric: Fabric) -> Instant:
         log, point = fabric.log, self._point
-        state = await log.state()
-        first, last = max(1, int(state["first_seq"])), int(state["last_seq"])
+        last = int((await log.state())["last_seq"])
         if isinstance(point, int):
             if point > last:
                 raise InvalidInputError(f"{self._name}={point} lies in the future: the log's last revision is {last}")
             if point == 0:
                 return Instant(0, 0)
+            first = log.held.complete if point >= log.held.complete else await log.begins()
             record = await log.at(point) if point >= first else None
             if record is None:
-                raise HistoryTruncatedError(requested=point, first_available=await _first(log))
+                raise HistoryTruncatedError(requested=point, first_available=await log.begins())
             return Instant(point, record.timestamp)
         if isinstance(point, timedelta):
             now = log.now_at_most() - (time.monotonic_ns() - self._made)
@@ -110,7 +110,7 @@ class Pin:
             at = max(0, (point - _EPOCH) // _MICROSECOND * 1000)
         await self._reached(log, at)
         sequence = await log.sequence_at(_EPOCH + timedelta(microseconds=at // 1000 + 1)) - 1
-        if 1 < first > sequence:
+        if 1 < log.held.complete > sequence and (first := await log.begins()) > max(1, sequence):
             raise HistoryTruncatedError(requested=max(1, sequence), first_available=first)
         return Instant(sequence, at + _REST)
 
@@ -124,14 +124,15 @@ class Pin:
 
 
 async def check_whole(fabric: Fabric, instant: Instant) -> None:
-    """Raises HistoryTruncatedError if the log has lost events from before an instant.
+    """Raises HistoryTruncatedError if events from before an instant are lost, or were just taken out of the log.
 
     Of a key that has none left from then, nobody can say whether it had a value: so ask after reading.
     """
-    first = await _first(fabric.log)
-    if instant.sequence and first > 1:
+    log = fabric.log
+    before = log.held.known
+    await log.state()
+    if not instant.sequence or instant.sequence >= log.held.known:
+        return
+    first = await log.begins()
+    if first > 1 or before != log.held.known:
         raise HistoryTruncatedError(requested=1, first_available=first)
-
-
-async def _first(log: Log) -> int:
-    return max(1, int((await log.state())["first_seq"]))

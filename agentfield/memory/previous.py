@@ -64,6 +64,9 @@ class PreviousTable:
         self._unknown.clear()
         self._absent.clear()
         self._bytes = 0
+        if 0 < floor < self._log.held.known:
+            self.complete = False  # each is looked up, where what the log lacks is kept
+            return
         self.complete = True
         records = await self._log.as_of(self._filters, floor)
         if records is not None:

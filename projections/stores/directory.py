@@ -31,12 +31,15 @@ _GENERATION = re.compile(r"(\d+)\.(\w+)")
 _IDENTITY = ".store"
 
 
-def open_store(directory: str | os.PathLike[str]) -> Directory:
-    """The store in a directory, which is made if need be. Raises InvalidInputError if it cannot be one."""
+def open_store(directory: str | os.PathLike[str], *, archive: Path | None = None) -> Directory:
+    """The store in a directory, which is made if need be. Raises InvalidInputError if it cannot be one.
+
+    ``archive``: the directory of the log's archive, if that is not below.
+    """
     root = Path(directory).expanduser().absolute()
     try:
         root.mkdir(parents=True, exist_ok=True)
-        return Directory(root, _identity(root / _IDENTITY))
+        return Directory(root, _identity(root / _IDENTITY), archive)
     except OSError as error:
         raise InvalidInputError(
             f"views cannot be kept in {root} ({error.strerror or error}): name a directory that can be written"
@@ -59,8 +62,10 @@ def _identity(path: Path) -> str:
 class Directory:
     """A store of views as files. Make one with :func:`open_store`."""
 
-    def __init__(self, root: Path, identity: str) -> None:
+    def __init__(self, root: Path, identity: str, archive: Path | None = None) -> None:
         self.root = root
+        self.archive = archive or root / "archive"
+        """Where the archive is, if there is one."""
         self._identity = identity
 
     def identity(self, kind: str) -> str:

@@ -1,4 +1,4 @@
-"""All stores as one: files in a directory, buckets and seals on the server. Who looks need not know a view's kind."""
+"""All stores as one: files in a directory, buckets and seals on the server, an archive. Nobody need know which."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from pathlib import Path
 
 from agentfield import InvalidInputError
 from projections.source import Source
+from projections.stores.archive import KIND as ARCHIVE
+from projections.stores.archive import ArchiveStore
 from projections.stores.bucket import KIND, Buckets
 from projections.stores.directory import Directory
 from projections.stores.seals import KIND as SEALS
@@ -20,6 +22,7 @@ class Stores:
         self.directory = directory
         self.buckets = Buckets(source)
         self.seals = SealStore(source)
+        self.archive = ArchiveStore(source, directory.archive)
 
     @property
     def root(self) -> Path:
@@ -36,7 +39,10 @@ class Stores:
 
     async def live(self, name: str) -> View | None:
         """The live generation of a view, or None."""
-        return await self.directory.live(name) or await self.buckets.live(name) or await self.seals.live(name)
+        return await self.directory.live(name) or await self.buckets.live(name) or await self._other(name)
+
+    async def _other(self, name: str) -> View | None:
+        return await self.seals.live(name) or await self.archive.live(name)
 
     async def building(self, name: str) -> View | None:
         """The generation that a rebuild has begun, or None."""
@@ -76,11 +82,13 @@ class Stores:
 
     @property
     def _all(self) -> tuple[Store, ...]:
-        return self.directory, self.buckets, self.seals
+        return self.archive, self.directory, self.buckets, self.seals  # the one that lets nothing be removed first
 
     def _of(self, kind: str) -> Store:
         if kind == KIND:
             return self.buckets
+        if kind == ARCHIVE:
+            return self.archive
         return self.seals if kind == SEALS else self.directory
 
     async def _with(self, name: str) -> Store:

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any
 
 from agentfield.audit.chain import SHORT, Stored, chained, digest_of
+from agentfield.audit.comparing import Seen
 from agentfield.audit.nkey import Signer
 from agentfield.audit.seal import Head, Seal, SignedSeal, signed
 from agentfield.audit.verifying import Extent, Verdict, verify
@@ -62,10 +63,10 @@ def verdict(messages: Sequence[Stored], seals: Iterable[SignedSeal], **options: 
         STREAM, 1, options.pop("first", 1 if messages else first), max((each.sequence for each in messages), default=0)
     )
 
-    async def events(start: int) -> AsyncIterator[Stored]:
+    async def events(start: int) -> AsyncIterator[list[Seen]]:
         for each in messages:
             if each.sequence >= start or each.sequence < 1:
-                yield each
+                yield [Seen.of(each)]
 
     async def stored_seals() -> AsyncIterator[SignedSeal]:
         for each in seals:

@@ -24,6 +24,7 @@ LAYERS = (
     words("effects execution"),
     words("value reference schema privacy envelope event codec"),
     words("fabric"),
+    words("archive"),
     words("local"),
     words("memory"),
     words("audit"),
@@ -61,6 +62,9 @@ DOORS = {
     Path("projections/stores/bucket.py"): words("fabric key value"),
     Path("projections/stores/seals.py"): words("audit fabric"),
     Path("projections/seals.py"): words("audit codec"),
+    Path("projections/stores/archive.py"): words("archive codec"),
+    Path("projections/archive.py"): words("archive audit codec subject"),
+    Path("projections/trimming.py"): words("audit fabric"),
 }
 # Of agentfield itself, only the command line knows what stands on top: it is the one to whom users name it.
 KNOWS_PROJECTIONS = words("cli")

@@ -1,0 +1,243 @@
+"""Archive: the log as Parquet files, a directory for each day, from which history can be read on once it is trimmed.
+
+Owns: how much is added at a time and when, comparing an archive with the log, and trimming the log up to where an
+archive was found to hold it. What a file looks like is ``agentfield.archive``'s. Invariant: nothing is taken out of the
+log that was not read back from the archive just before, and compared.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, NoReturn, Self
+
+from agentfield import HistoryTruncatedError, InvalidInputError
+from agentfield.archive.columns import misread, records_of, schema
+from agentfield.archive.directory import MOST_BYTES, MOST_ROWS, Segment
+from agentfield.archive.reading import batches
+from agentfield.audit.source import Live, stored_of
+from agentfield.codec import Record
+from agentfield.subject import Subjects
+from projections.projection import Projection
+from projections.runner import Runner, Verdict
+from projections.source import EVERY_MESSAGE, Batch, Source
+from projections.stores.archive import KIND, NAME, NEVER, ArchiveStore, ArchiveTransaction, ArchiveView
+
+WITHIN: Final = 5.0
+"""Seconds after which what has come is written, however little it is."""
+_CALM: Final = 20
+"""Writing rests for so many times as long as it last took: the last file is replaced as a whole each time."""
+_TAKEN: Final = 500
+"""Messages taken over at a time."""
+
+
+class Archive(Projection):
+    """Every message of the log, as it is stored, in Parquet files."""
+
+    name = NAME
+    store = KIND
+
+    def apply(self, event: Any, view: ArchiveTransaction) -> None:
+        """Take a message into the archive."""
+        view.take(event)
+
+
+class Archiver(Runner):
+    """Runs :class:`Archive` into a directory."""
+
+    def __init__(self, source: Source, projection: Archive, path: Path) -> None:
+        super().__init__(source, projection, ArchiveStore(source, path))
+        self.selection = EVERY_MESSAGE
+        self.path = path
+
+    async def rebuild(self) -> NoReturn:
+        """Refused: an archive may hold what the log no longer has."""
+        raise InvalidInputError(NEVER)
+
+    async def verify(self) -> Verdict:
+        """Compare the archive with the log, message by message and byte for byte; the first difference is named.
+
+        What was trimmed off the log cannot be compared with it, but with the seals: see ``agentfield audit verify``.
+        """
+        live = await self._existing()
+        assert isinstance(live, ArchiveView)
+        return await compared(self.source, await live.segments())
+
+    @property
+    def keeps_values(self) -> bool:
+        """What is personal is archived as it is stored, encrypted."""
+        return False
+
+    def _feed(self, start: int) -> Stretches:
+        return Stretches(self.source, start)
+
+
+class Stretches:
+    """A walk over every message of the log, in batches that are worth a file, or have waited long enough."""
+
+    def __init__(self, source: Source, start: int) -> None:
+        self._source = source
+        self._start = start
+        self._reader = Live(source.fabric).reader(start)
+        self._pending: list[Record] = []
+        self._bytes = 0
+        self._since = 0.0
+        self._given = 0.0
+        self._rest = WITHIN
+        self._coming: asyncio.Task[list[Record]] | None = None
+        self._ahead: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        await self._source.fabric.log.state()
+        complete = self._source.fabric.log.held.complete
+        if self._start < complete:
+            if self._start > 1:
+                raise HistoryTruncatedError(requested=self._start, first_available=complete)
+            self._reader = Live(self._source.fabric).reader(complete)
+        await self._reader.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        tasks = [task for task in (self._coming, self._ahead) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._reader.aclose()
+
+    async def batch(self, most: int) -> Batch:
+        """What is to be written next, as soon as that is due."""
+        if self._given:
+            self._rest = max(WITHIN, _CALM * (time.monotonic() - self._given))
+        while not self._is_full() and self._patience() != 0:
+            if self._coming is None:
+                self._coming = asyncio.create_task(self._reader.some(_TAKEN), name="messages to be archived")
+            await asyncio.wait({self._coming}, timeout=self._patience())
+            if self._coming.done():
+                records, self._coming = self._coming.result(), None
+                for record in records:
+                    self._add(record)
+        self._given = time.monotonic()
+        return self._taken()
+
+    async def until(self, target: int, most: int) -> AsyncIterator[Batch]:
+        """What is to be written up to sequence ``target``. While one batch is written, the next one is read."""
+        records = self._reader.until(target)
+        while True:
+            if self._ahead is None:
+                self._ahead = asyncio.create_task(self._fill(records), name="messages to be archived")
+            await self._ahead
+            batch = self._taken() if self._pending else None
+            self._ahead = None
+            if batch is None:
+                return
+            self._ahead = asyncio.create_task(self._fill(records), name="messages to be archived")
+            yield batch
+
+    async def _fill(self, records: AsyncIterator[Record]) -> None:
+        """Take records until there is enough to be written, or no more."""
+        async for record in records:
+            self._add(record)
+            if self._is_full():
+                return
+
+    def _add(self, record: Record) -> None:
+        if not self._pending:
+            self._since = time.monotonic()
+        self._pending.append(record)
+        self._bytes += len(record.payload)
+
+    def _is_full(self) -> bool:
+        return len(self._pending) >= MOST_ROWS or self._bytes >= MOST_BYTES // 2
+
+    def _patience(self) -> float | None:
+        """Seconds for which what is pending may still wait; None if nothing is pending."""
+        return None if not self._pending else max(0.0, self._since + self._rest - time.monotonic())
+
+    def _taken(self) -> Batch:
+        taken: list[Any] = self._pending
+        self._pending, self._bytes = [], 0
+        return Batch(taken[-1].sequence, taken)
+
+
+# -- comparing --------------------------------------------------------------------------------------------------------
+
+
+async def compared(source: Source, segments: Sequence[Segment], *, start: int = 1) -> Verdict:
+    """Compare an archive with the log, from a revision on. Raises as reading either does."""
+    if not segments:
+        return Verdict(0, 0)
+    state = await source.fabric.log.state()
+    last = min(segments[-1].last, int(state["last_seq"]))
+    complete = source.fabric.log.held.complete
+    begin = max(start, segments[0].first)
+    count = 0
+    try:
+        return await _walked(source, segments, begin, last, complete)
+    except _Misread as wrong:
+        return Verdict(last, count, (f"revision {wrong.revision}", "other columns"), ("what its message says",))
+
+
+async def _walked(source: Source, segments: Sequence[Segment], begin: int, last: int, complete: int) -> Verdict:
+    count = 0
+    async with aclosing(_archived(segments, begin)) as archived, aclosing(_logged(source, begin, last)) as logged:
+        ours = await anext(archived, None)
+        async for theirs in logged:
+            while ours is not None and ours.sequence < theirs.sequence:
+                if ours.sequence >= complete:
+                    return Verdict(last, count, _shown(ours), ("nothing",))
+                ours = await anext(archived, None)
+                count += 1
+            if ours is None or ours.sequence > theirs.sequence:
+                return Verdict(last, count, ("nothing",), _shown(theirs))
+            if stored_of(ours) != stored_of(theirs):
+                return Verdict(last, count, _shown(ours), _shown(theirs))
+            ours = await anext(archived, None)
+            count += 1
+    if ours is not None and complete <= ours.sequence <= last:
+        return Verdict(last, count, _shown(ours), ("nothing",))
+    return Verdict(last, count)
+
+
+class _Misread(Exception):
+    """The columns of a message say something else than the message does."""
+
+    def __init__(self, revision: int) -> None:
+        super().__init__(revision)
+        self.revision = revision
+
+
+async def _archived(segments: Sequence[Segment], start: int) -> AsyncGenerator[Record, None]:
+    groups = batches(segments, schema().names, start)
+    subjects = Subjects(segments[0].log.namespace)
+
+    def following() -> list[Record] | None:
+        table = next(groups, None)
+        if table is None:
+            return None
+        wrong = misread(table, subjects)
+        if wrong is not None:
+            raise _Misread(wrong)
+        return records_of(table)
+
+    while (records := await asyncio.to_thread(following)) is not None:
+        for record in records:
+            if record.sequence >= start:
+                yield record
+
+
+async def _logged(source: Source, start: int, stop: int) -> AsyncGenerator[Record, None]:
+    if start > stop:
+        return
+    async with Live(source.fabric).reader(start) as reader:
+        async for record in reader.until(stop):
+            yield record
+
+
+def _shown(record: Record) -> tuple[str, str]:
+    return f"revision {record.sequence}", record.subject.encode("utf-8", "backslashreplace").decode()

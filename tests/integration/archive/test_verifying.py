@@ -1,0 +1,183 @@
+"""Whatever is done to an archive is found, and the first event concerned is named: by the log, and by the seals."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from agentfield import DecodeError, InvalidInputError, Memory
+from agentfield.archive.reading import Archive as Reading
+from agentfield.audit import source
+from agentfield.audit.chain import Stored
+from agentfield.audit.checking import check_archive, check_live
+from agentfield.audit.nkey import Signer
+from agentfield.audit.verifying import Verdict
+from agentfield.codec import Record
+from agentfield.fabric.fabric import Fabric
+from tests.support.archiving import archive, archived, archiver, live, rewritten, trim
+from tests.support.sealing import seal_all
+
+SIGNER = Signer.generate()
+AT = 6
+"""Where the seventh revision stands."""
+
+
+@pytest.fixture
+async def sealed(fabric: Fabric, memory: Memory, tmp_path: Path) -> Path:
+    """Return the archive of a log that holds twelve events, in three seals."""
+    for number in range(11):
+        await memory.set(f"order_{number}", {"total": number})
+    await memory.delete("order_3")
+    assert [seal.last for seal in await seal_all(fabric, SIGNER, every=5)] == [5, 10, 12]
+    return await archive(fabric, tmp_path)
+
+
+async def verdict(path: Path, fabric: Fabric) -> Verdict:
+    return (await check_archive(path, by=fabric, trusted=[SIGNER.public])).verdict
+
+
+async def test_an_archive_is_verified_by_the_seals(sealed: Path, fabric: Fabric) -> None:
+    found = await verdict(sealed, fabric)
+    assert (found.intact, found.first, found.last, found.events, found.unsealed) == (True, 1, 12, 12, 0)
+
+
+async def test_what_was_trimmed_is_verified_in_the_archive_and_the_rest_in_the_log(
+    sealed: Path, fabric: Fabric, memory: Memory, tmp_path: Path
+) -> None:
+    for number in range(5):
+        await memory.set("order_1", number)
+    await seal_all(fabric, SIGNER)
+    assert await trim(fabric, tmp_path)
+    await memory.set("order_1", "new")
+    await seal_all(fabric, SIGNER)
+    await archive(fabric, tmp_path)
+    found = await verdict(sealed, fabric)
+    assert (found.intact, found.first, found.unsealed) == (True, 1, 0)
+    left = (await check_live(fabric, trusted=[SIGNER.public])).verdict
+    assert (left.intact, left.begins_at, left.last) == (True, fabric.log.held.complete, found.last)
+
+
+def flip(messages: list[Stored]) -> None:
+    payload = bytearray(messages[AT].payload)
+    payload[3] ^= 1
+    messages[AT] = messages[AT]._replace(payload=bytes(payload))
+
+
+def flip_headers(messages: list[Stored]) -> None:
+    messages[AT] = messages[AT]._replace(headers=messages[AT].headers.replace(b"v1", b"v2").replace(b"set", b"sat"))
+
+
+def flip_time(messages: list[Stored]) -> None:
+    messages[AT] = messages[AT]._replace(timestamp=messages[AT].timestamp ^ 1)
+
+
+def remove(messages: list[Stored]) -> None:
+    del messages[AT]
+
+
+def insert(messages: list[Stored]) -> None:
+    messages.insert(AT, messages[AT]._replace(payload=b'{"total":1000}'))
+
+
+def reorder(messages: list[Stored]) -> None:
+    one, other = messages[AT : AT + 2]
+    messages[AT : AT + 2] = [
+        other._replace(sequence=one.sequence),
+        one._replace(sequence=other.sequence),
+    ]
+
+
+TAMPERED = [
+    (flip, "changed"),
+    (flip_headers, "changed"),
+    (flip_time, "changed"),
+    (remove, "removed"),
+    (insert, "inserted"),
+    (reorder, "reordered"),
+]
+
+
+@pytest.mark.parametrize(("tamper", "kind"), TAMPERED)
+async def test_one_event_that_was_tampered_with_is_named(
+    sealed: Path, fabric: Fabric, tmp_path: Path, tamper: Callable[[list[Stored]], None], kind: str
+) -> None:
+    async with rewritten(sealed) as messages:
+        tamper(messages)
+    found = await verdict(sealed, fabric)
+    assert found.finding is not None
+    assert (found.finding.kind, found.finding.sequence, found.last) == (kind, 7, 5)
+    compared = await archiver(fabric, tmp_path).verify()
+    assert not compared.equal
+    assert any("revision 7" in (each or ()) for each in (compared.found, compared.expected))
+
+
+async def test_a_bit_flipped_on_the_disk_is_found(sealed: Path, fabric: Fabric) -> None:
+    messages = await archived(sealed)
+    (path,) = sealed.glob("day=*/*.parquet")  # noqa: ASYNC240
+    whole = path.read_bytes()
+    harmless = 0
+    for at in range(4, len(whole), 97):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :])
+        try:
+            found = await verdict(sealed, fabric)
+        except (DecodeError, InvalidInputError):
+            continue
+        if found.intact:
+            assert await archived(sealed) == messages
+            harmless += 1
+    assert harmless < len(whole) // 97, "it was looked at where nothing is"
+
+
+async def test_what_columns_say_beside_the_message_is_compared_with_it(
+    sealed: Path, tmp_path: Path, fabric: Fabric
+) -> None:
+    segment = (await Reading(sealed).segments())[0]
+    table = pyarrow.parquet.read_table(segment.path, partitioning=None)
+    keys = table.column("key").to_pylist()
+    keys[AT] = "another"
+    column = pyarrow.array(keys).dictionary_encode()
+    forged = table.set_column(table.schema.get_field_index("key"), table.schema.field("key"), column)
+    pyarrow.parquet.write_table(forged, segment.path)
+    assert (await verdict(sealed, fabric)).intact  # the seals know of messages alone
+    compared = await archiver(fabric, tmp_path).verify()
+    assert (compared.equal, compared.found) == (False, ("revision 7", "other columns"))
+
+
+async def test_what_a_trimmed_log_has_kept_is_verified(
+    sealed: Path, fabric: Fabric, memory: Memory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await memory.set("order_1", 1)
+    await seal_all(fabric, SIGNER)
+    await trim(fabric, tmp_path)
+    await seal_all(fabric, SIGNER)
+    found = (await check_live(fabric, trusted=[SIGNER.public])).verdict
+    complete = fabric.log.held.complete
+    left = [each.sequence for each in await live(fabric) if each.sequence < complete]
+    assert len(left) >= 11
+    assert 7 in left
+    assert (found.intact, found.kept, found.begins_at) == (True, len(left), complete)
+    stored_of = source.stored_of
+
+    def forged(record: Record) -> Stored:
+        stored = stored_of(record)
+        return stored._replace(payload=b"forged") if record.sequence == 7 else stored
+
+    monkeypatch.setattr(source, "stored_of", forged)
+    found = (await check_live(fabric, trusted=[SIGNER.public])).verdict
+    assert found.finding is not None
+    assert (found.finding.kind, found.finding.sequence) == ("changed", 7)
+
+
+async def test_one_that_lost_its_end_is_found_by_the_log(sealed: Path, fabric: Fabric, memory: Memory) -> None:
+    async with rewritten(sealed) as messages:
+        del messages[9:]
+    found = await verdict(sealed, fabric)
+    assert found.finding is not None
+    assert (found.finding.kind, found.finding.sequence) == ("removed", 10)
+
+
+async def test_seals_of_another_log_are_refused(sealed: Path, fabric: Fabric, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="no archive in"):
+        await check_archive(tmp_path / "nothing", by=fabric)
