@@ -58,7 +58,7 @@ class Erasures:
     @property
     def heard(self) -> bool:
         """Whether the view should be looked at: something was erased, or may have been while we did not hear."""
-        return self._heard or self.deaf
+        return self._heard or self._wanted > self._honoured or self.deaf
 
     async def last(self) -> int:
         """The newest notice; from here on, no key that was destroyed before it is taken from memory."""
@@ -96,7 +96,6 @@ class Erasures:
             )
         async with self._changed:
             self._honoured = max(self._honoured, revision)
-            self._heard = self._heard or self._wanted > self._honoured
             self._changed.notify_all()
 
     @asynccontextmanager
@@ -106,7 +105,6 @@ class Erasures:
         async def drop(erasure: Erasure) -> None:
             async with self._changed:
                 self._wanted = max(self._wanted, erasure.revision)
-                self._heard = True
                 await self._changed.wait_for(lambda: self._ended or self._honoured >= erasure.revision)
                 if self._honoured < erasure.revision:
                     raise ProjectionError("it ended before it had dropped that", projection=self._projection)

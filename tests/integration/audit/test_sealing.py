@@ -314,6 +314,11 @@ async def test_nothing_is_built_on_a_seal_that_is_forged(fabric: Fabric, namespa
     await write(fabric, "k.2")
     with pytest.raises(ProjectionError, match="seal 2 is forged"):
         await seal_all(fabric)
+    view = await SealStore(Source(fabric)).live("seals")
+    assert view is not None
+    error = (await view.head()).error
+    assert error is not None
+    assert "seal 2 is forged" in error
     result = await verdict(fabric)
     assert result.seal_fault is not None
     assert "seal 2 is forged" in result.seal_fault
@@ -415,7 +420,7 @@ async def test_seals_stand_among_the_views_and_can_be_paused(fabric: Fabric, tmp
     assert made[-1].last < later
 
 
-async def test_why_sealing_stopped_is_noted_until_it_goes_on(fabric: Fabric, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_why_sealing_stopped_is_noted_until_it_goes_on(fabric: Fabric) -> None:
     await write(fabric, "k.1")
     await seal_all(fabric)
     source = Source(fabric)
