@@ -78,6 +78,14 @@ class _Sink(Protocol):
     def end(self, events: int, seals: int) -> None: ...
 
 
+def require_packages(format: str) -> None:
+    """Raises InvalidInputError if a format needs a package that is missing."""
+    if format == "parquet":
+        from agentfield.audit.parquet import require_pyarrow
+
+        require_pyarrow()
+
+
 async def export(fabric: Fabric, path: Path, format: str, selection: Selection) -> Exported:
     """Write what is selected to ``path``, as it is at the call. An export in JSON Lines and Parquet brings its seals.
 

@@ -28,7 +28,8 @@ _MEANING: Final = ("scope", "scope_id", "key", "operation", "reason", "id")
 _WRITER: Final = ("agent", "execution_id", "workflow_id", "session_id", "cause", "trace")
 
 
-def _pyarrow() -> Any:
+def require_pyarrow() -> Any:
+    """The package. Raises InvalidInputError if it is missing."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -41,7 +42,7 @@ class ParquetSink:
     """Takes messages into a file."""
 
     def __init__(self, path: Path, header: bytes, subjects: Subjects) -> None:
-        arrow = _pyarrow()
+        arrow = require_pyarrow()
         self._arrow = arrow
         self._subjects = subjects
         texts = [(name, arrow.string()) for name in (*_MEANING, *_WRITER)]
@@ -114,7 +115,7 @@ class ParquetExport:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._arrow = _pyarrow()
+        self._arrow = require_pyarrow()
         try:
             self._metadata = self._arrow.parquet.read_metadata(path).metadata or {}
         except self._arrow.ArrowException:

@@ -11,7 +11,7 @@ import click
 
 from agentfield.amount import number_of
 from agentfield.audit.checking import Checked, check_archive, check_export, check_live, open_export
-from agentfield.audit.exporting import FORMATS, Selection, export
+from agentfield.audit.exporting import FORMATS, Selection, export, require_packages
 from agentfield.audit.keyfile import make_key, read_key, read_witness, write_witness
 from agentfield.audit.nkey import check_public_key, require_cryptography
 from agentfield.audit.replacing import replacing
@@ -273,6 +273,7 @@ def export_command(
     one of that name.
     """
     parsed = Pattern.parse(pattern)
+    require_packages(format)
     output = invocation.output
 
     async def write() -> None:

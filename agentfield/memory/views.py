@@ -84,15 +84,15 @@ Drop = Callable[[Erasure], Awaitable[None]]
 # -- notices ----------------------------------------------------------------------------------------------------------
 
 
-def notice_subject(fabric: Fabric) -> str:
-    """The subject in the log on which every erasure leaves a notice."""
-    return f"{fabric.subjects.namespace}.checks.erasures"
+def notice_subject(fabric: Fabric, erasure: str = "*") -> str:
+    """Where in the log an erasure leaves its notice, or all do; each has a subject, so that trimming leaves them."""
+    return f"{fabric.subjects.namespace}.checks.erasures.{erasure}"
 
 
 async def notify(fabric: Fabric, erasure: Erasure) -> Erasure:
     """Leave the notice of an erasure whose keys are gone; return the erasure with its revision."""
     headers = encode_event(event_id=f"{erasure.id}-notice", operation="set", writer=Writer())
-    ack = await fabric.log.append(notice_subject(fabric), orjson.dumps(erasure.fields()), headers)
+    ack = await fabric.log.append(notice_subject(fabric, erasure.id), orjson.dumps(erasure.fields()), headers)
     return replace(erasure, revision=ack.sequence)
 
 

@@ -1,4 +1,4 @@
-"""Writing: set, delete, create, update and their kin, transactions, locks.
+"""Writing: set, create, delete and their kin, transactions, locks.
 
 Whatever is refused is refused before anything is written. The acknowledgement of the log is the durability point.
 """
@@ -6,41 +6,32 @@ Whatever is refused is refused before anything is written. The acknowledgement o
 from __future__ import annotations
 
 import asyncio
-import inspect
 import random
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from typing import Any
 
-from pydantic import RootModel
-
-from agentfield.codec import EVENT_ID, Record, expires_at_ns
 from agentfield.effects import ids_in_batch
-from agentfield.errors import ConflictError, InvalidInputError, NotFoundError, OutcomeUnknownError
+from agentfield.errors import ConflictError, InvalidInputError, OutcomeUnknownError
 from agentfield.execution import new_id
 from agentfield.fabric.batch import MAX_BATCH, Expectation
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.log import Conflict
 from agentfield.memory import clearing
 from agentfield.memory.addressing import write_scope
-from agentfield.memory.base import Base
-from agentfield.memory.encrypting import all_known, known
+from agentfield.memory.encrypting import all_known
 from agentfield.memory.lock import Lock
 from agentfield.memory.offline import OfflineBuffer
 from agentfield.memory.state import holds_something, is_live
+from agentfield.memory.storing import is_event, last_record, place_of
 from agentfield.memory.transaction import Transaction
-from agentfield.memory.writing import Write, check_event_id, check_revision, check_write, prepare, store, store_together
-from agentfield.scope import Scope
+from agentfield.memory.updates import Updates
+from agentfield.memory.writing import Write, check_event_id, check_revision, check_write, prepare, store_together
 
-UPDATE_TRIES = 1000
-"""Rounds an update may lose against concurrent writers. One writer wins every round, so among n busy writers each waits
-about n rounds; this many means that something else is wrong."""
 _DELETE_TRIES = 10
 _FIRST_PAUSE = 0.002
-_LONGEST_PAUSE = 0.25
 
 
-class Writes(Base):
+class Writes(Updates):
     """The writing operations."""
 
     async def set(
@@ -103,7 +94,7 @@ class Writes(Base):
         )
         self._restorable(fabric, write)
         while True:
-            record = await _last(fabric, target, key)
+            record = await last_record(fabric, target, key)
             if record is not None and is_live(record, fabric.log.now()):
                 made = await self._made_before(fabric, write, record)
                 if made is not None:
@@ -131,8 +122,8 @@ class Writes(Base):
         write = prepare(fabric, target, key, "delete", b"", self._writer(), event_id=id)
         self._restorable(fabric, write)
         for _ in range(_DELETE_TRIES):
-            record = await _last(fabric, target, key)
-            if _is(record, id):
+            record = await last_record(fabric, target, key)
+            if is_event(record, id):
                 return True
             if if_revision is not None and if_revision != (record.sequence if record else 0):
                 if record is not None and await self._made_before(fabric, write, record) is not None:
@@ -154,113 +145,6 @@ class Writes(Base):
         revision = await self._store(fabric, write, None)
         before = await all_known(fabric, await fabric.log.as_of([write.subject], revision - 1) or ())
         return any(holds_something(record, fabric.log.now()) for record in before)
-
-    async def update(
-        self,
-        key: str,
-        function: Callable[[Any], Any],
-        default: Any = None,
-        scope: str | None = None,
-        scope_id: str | None = None,
-        *,
-        ttl: float | None = None,
-    ) -> Any:
-        """Read a value, apply a function to it, store the outcome if nobody wrote meanwhile, else begin again.
-
-        ``function`` gets the value (``default`` if there is none) and returns the new one; it may be async and take
-        minutes, and it may be called several times, so it should do nothing but compute. Returns the value stored.
-        Rounds pause with jitter; after 1,000 lost rounds :class:`ConflictError`. What the function raises is raised,
-        and nothing is stored. ``agentfield.memory.merges`` has ready-made functions that commute.
-
-        A value that expires still does so when it would have, unless ``ttl`` lets it expire so many seconds after this
-        write. In a handler, an update that is stored already when its event comes again is not made again; what it
-        stored is returned.
-        """
-        return await self._update(key, function, default, scope, scope_id, ttl=ttl)
-
-    async def _update(
-        self,
-        key: str,
-        function: Callable[[Any], Any],
-        default: Any,
-        scope: str | None,
-        scope_id: str | None,
-        *,
-        ttl: float | None,
-        kind: str = "update",
-    ) -> Any:
-        """As :meth:`update`; ``kind`` is what tells one update of the key from another besides their order."""
-        check_write(key, ttl)
-        if not callable(function):
-            raise InvalidInputError(f"update of {key!r} with {function!r}: give a function that makes the new value")
-        target = write_scope(self._place(), scope, scope_id)
-        effects = self._effects()
-        id = None if effects is None else effects.of_update(_place_of(target, key), kind)
-        fabric = await self._fabric()
-        resolver = self._resolver(fabric)
-        pause = _FIRST_PAUSE
-        for attempt in range(UPDATE_TRIES):
-            record = await _last(fabric, target, key)
-            present = record is not None and is_live(record, fabric.log.now())
-            value = function(await resolver.value(record) if record is not None and present else default)
-            if inspect.isawaitable(value):
-                value = await value
-            encoded = self.schemas.encode(key, value)
-            expected = record.sequence if record else 0
-            ends = expires_at_ns(record) if record is not None and present and ttl is None else None
-            left = ttl if ends is None else (ends - fabric.log.now()) / 1e9
-            try:
-                if ends is not None and left is not None and left <= 0:
-                    raise ConflictError(key, expected=expected, actual=0)  # it has expired while the function ran
-                write = prepare(
-                    fabric,
-                    target,
-                    key,
-                    "set",
-                    encoded.payload,
-                    self._writer(),
-                    ttl=left,
-                    ends=ends,
-                    event_id=id,
-                    stamp=encoded.stamp,
-                )
-                revision = await self._store(fabric, write, expected)
-            except ConflictError:
-                if attempt == UPDATE_TRIES - 1:
-                    raise
-            else:
-                return encoded.value if revision > expected else await self._stored(fabric, key, revision)
-            await asyncio.sleep(pause * random.random())
-            pause = min(_LONGEST_PAUSE, pause * 1.5)
-        raise AssertionError("unreachable: the last attempt returns or raises")
-
-    async def increment(
-        self,
-        key: str,
-        by: int | float = 1,
-        scope: str | None = None,
-        scope_id: str | None = None,
-        *,
-        ttl: float | None = None,
-    ) -> int | float:
-        """Add to a number (absent: 0), whatever else is written meanwhile, and return the sum.
-
-        What holds for ``update`` holds for its ``ttl``, too: without it, a number that expires still does so when it
-        would have. A key that is bound to a model must be bound to a ``RootModel`` of a number.
-        """
-        if isinstance(by, bool) or not isinstance(by, (int, float)):
-            raise InvalidInputError(f"by={by!r} is not a number")
-
-        def add(value: Any) -> int | float:
-            value = _bare(value)
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise InvalidInputError(
-                    f"key {key!r} holds {type(value).__name__}, not a number: only numbers can be incremented"
-                )
-            return value + by
-
-        total: int | float = _bare(await self._update(key, add, 0, scope, scope_id, ttl=ttl, kind=f"increment {by!r}"))
-        return total
 
     async def set_many(
         self,
@@ -287,7 +171,7 @@ class Writes(Base):
             check_write(key, ttl, event_id)
         target = write_scope(self._place(), scope, scope_id)
         encoded = {key: self.schemas.encode(key, value) for key, value in values.items()}
-        places = [_place_of(target, key) for key in encoded]
+        places = [place_of(target, key) for key in encoded]
         effects = self._effects()
         batch = event_id or new_id()
         if effects is not None and event_id is None:
@@ -393,71 +277,6 @@ class Writes(Base):
             timeout=timeout,
         )
 
-    def _write_id(
-        self,
-        scope: Scope,
-        key: str,
-        operation: str,
-        payload: bytes = b"",
-        ttl: float | None = None,
-        *,
-        conditional: bool,
-    ) -> str | None:
-        """The id that a write has in a handler; None outside one, where every write is a new one."""
-        effects = self._effects()
-        if effects is None:
-            return None
-        return effects.of_write(_place_of(scope, key), operation, payload, repr(ttl), conditional=conditional)
-
-    async def _made_before(self, fabric: Fabric, write: Write, last: Record) -> int | None:
-        """The revision of a write that would be refused, if an earlier run of this handler for this event made it.
-
-        Then what stands in its way came after it. ``last`` is the key's last event.
-        """
-        effects = self._effects()
-        if effects is None:
-            return None
-        id = write.headers[EVENT_ID]
-        if _is(last, id):
-            return last.sequence
-        async for record in fabric.log.read([write.subject], start=effects.revision + 1, stop=last.sequence):
-            if _is(record, id):
-                return record.sequence
-        return None
-
-    def _restorable(self, fabric: Fabric, write: Write) -> None:
-        """In a handler that runs again after an error: have the write made anew, if the failed run overwrote it."""
-        effects = self._effects()
-        if effects is None:
-            return
-
-        async def restore(stale: str, id: str) -> None:
-            (record,) = await fabric.log.last([write.subject])
-            if record is None or not _is(record, stale):
-                return  # others have written since
-            again = write._replace(headers={**write.headers, EVENT_ID: id})
-            with suppress(ConflictError):  # others have written just now
-                await self._store(fabric, again, record.sequence)
-
-        effects.restorable(write.headers[EVENT_ID], restore)
-
-    def _refused(self, id: str | None) -> None:
-        effects = self._effects()
-        if effects is not None and id is not None:
-            effects.refused(id)
-
-    async def _stored(self, fabric: Fabric, key: str, revision: int) -> Any:
-        """The value that an update stored when its event came before."""
-        record = await fabric.log.at(revision)
-        if record is None:
-            raise NotFoundError(f"what an update of {key!r} stored as revision {revision} is not in the log any more")
-        return await self._resolver(fabric).value(record)
-
-    async def _store(self, fabric: Fabric, write: Write, expected: int | None, *, repeated: bool = False) -> int:
-        revision = await store(fabric, self._lifetimes, write, expected, repeated=repeated)
-        self.seen.saw(revision)
-        return revision
-
     async def _store_fenced(
         self, fabric: Fabric, write: Write, if_revision: int | None, lock: Lock, *, repeated: bool
     ) -> int:
@@ -480,22 +299,3 @@ class Writes(Base):
             else:
                 self.seen.saw(revision)
                 return revision
-
-
-async def _last(fabric: Fabric, scope: Scope, key: str) -> Record | None:
-    (record,) = await fabric.log.last([fabric.subjects.memory(scope, key)])
-    return await known(fabric, record)
-
-
-def _is(record: Record | None, event_id: str | None) -> bool:
-    """Whether a record is the event of that id."""
-    return record is not None and event_id is not None and record.headers.get(EVENT_ID) == event_id
-
-
-def _place_of(scope: Scope, key: str) -> str:
-    return f"{scope}\n{key}"
-
-
-def _bare(value: Any) -> Any:
-    """The number in a model that is nothing but a number."""
-    return value.root if isinstance(value, RootModel) else value

@@ -214,6 +214,7 @@ def test_a_report_is_one_page_and_says_when_something_is_wrong(
     assert "Not as it was sealed" in path.read_text()
 
 
+@pytest.mark.usefixtures("used")
 def test_what_needs_a_package_that_is_missing_says_so(cli: Cli, tmp_path: Path) -> None:
     for name, args, extra in (
         ("cryptography", ("keygen", str(tmp_path / "key")), "audit"),

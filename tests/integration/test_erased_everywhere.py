@@ -15,6 +15,7 @@ from projections.metrics import Metrics
 from projections.stores import Stores
 from projections.timeline import Timeline
 from tests.support import NatsServer, eventually
+from tests.support.archiving import archive
 from tests.support.searching import files_with
 
 
@@ -77,6 +78,8 @@ async def test_after_an_erasure_no_file_holds_the_value_or_its_key(
         async with running(source, store, Timeline(), Metrics(), InBucket()):
             # The server has the key, and the bucket's value in plain; the views in files have the values in plain.
             assert all(files_with(directory, *needles) for directory in everywhere)
+            # The archive has it as the log has it, encrypted: with the key beside it, it could be read.
+            everywhere.append(await archive(fabric, tmp_path / "archived"))
             receipt = await memory.erase(scope="session", scope_id="user-1")
         answers = {name.rpartition("-")[0]: answer for name, answer in receipt.views.items()}
         assert answers == {
@@ -90,6 +93,7 @@ async def test_after_an_erasure_no_file_holds_the_value_or_its_key(
         }
         await Runner(source, InDuck(), store).catch_up()
     await eventually(lambda: found(everywhere, needles) == [], within=10, what="the server has removed its files")
+    everywhere.append(tmp_path)
     for again in (fresh_server.stop, fresh_server.start):
         await again()
         assert found(everywhere, needles) == []

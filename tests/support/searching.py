@@ -45,7 +45,13 @@ def _in_gzip(path: Path) -> list[bytes]:
 
 def _in_parquet(path: Path) -> list[bytes]:
     table = pyarrow.parquet.read_table(path)
-    return list(_cells(zip(*(column.to_pylist() for column in table.columns), strict=True)))
+    columns = [
+        column.cast("int64")
+        if pyarrow.types.is_timestamp(column.type)
+        else column  # to the nanosecond: no datetime can
+        for column in table.columns
+    ]
+    return list(_cells(zip(*(column.to_pylist() for column in columns), strict=True)))
 
 
 def _in_sqlite(path: Path) -> list[bytes]:

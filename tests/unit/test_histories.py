@@ -38,7 +38,7 @@ FORMS: dict[str, Callable[[dict[str, Any]], bool]] = {
     "because of a revision": lambda event: event.get("writer", {}).get("cause_revision") is not None,
     "by a handler that a handler started": lambda event: event.get("writer", {}).get("depth", 0) > 1,
     "a key that was condemned": lambda event: ".checks.keys." in event.get("subject", ""),
-    "the notice of an erasure": lambda event: event.get("subject", "").endswith(".checks.erasures"),
+    "the notice of an erasure": lambda event: ".checks.erasures." in event.get("subject", ""),
     "the marker of an event that was handled": lambda event: ".checks.handled." in event.get("subject", ""),
     "a lease of a projection": lambda event: ".checks.projections." in event.get("subject", ""),
     "a check of a transaction": lambda event: ".checks." in event.get("subject", ""),

@@ -14,6 +14,7 @@ from agentfield.fabric import trimmed
 from agentfield.fabric import trimming as steps
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.jetstream import api
+from agentfield.memory import views
 from projections import Projection, Runner, Source, open_store, trimming
 from projections.stores import Stores
 from tests.support import NatsServer, eventually
@@ -249,3 +250,17 @@ async def test_an_operator_who_shortens_a_trimmed_log_is_found_out(
     assert fabric.log.held.known == fabric.log.held.complete - 1
     await shorten(fabric, keep=3)
     assert fabric.log.held.known == trimmed.NEVER
+
+
+async def test_the_notice_of_every_erasure_stays_for_views_that_were_away(
+    fabric: Fabric, memory: Memory, tmp_path: Path
+) -> None:
+    await memory.set_personal(["session"])
+    receipts = []
+    for user in ("ada", "eve", "joe"):
+        await memory.session(user).set("mail", f"{user}@example.org")
+        receipts.append(await memory.erase(scope="session", scope_id=user))
+    await archive(fabric, tmp_path)
+    assert await trim(fabric, tmp_path) > 0
+    fabric.log.earlier = None
+    assert [erasure.id for erasure in await views.notices(fabric, 0)] == [receipt.id for receipt in receipts]
