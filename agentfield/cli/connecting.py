@@ -50,12 +50,12 @@ async def server_url(invocation: Invocation, url: str | None) -> str:
 
 
 @asynccontextmanager
-async def connected(invocation: Invocation) -> AsyncIterator[Fabric]:
-    """The open fabric for a command. Raises what opening one raises."""
-    url, namespace = place(invocation)
+async def connected(invocation: Invocation, *, namespace: str | None = None) -> AsyncIterator[Fabric]:
+    """The open fabric for a command, or that of another namespace on its server. Raises what opening one raises."""
+    url, own = place(invocation)
     fabric = await Fabric.open(
         await server_url(invocation, url),
-        namespace=namespace,
+        namespace=own if namespace is None else namespace,
         name=CLIENT_NAME,
         connect_timeout=invocation.connect_patience,
         timeout=invocation.patience,

@@ -12,10 +12,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 
-from agentfield import execution
 from agentfield.codec import Record, decode_outline
 from agentfield.effects import Effects
 from agentfield.errors import AgentFieldError, ClosedError, DecodeError, InvalidInputError, ResyncRequired
@@ -25,6 +24,7 @@ from agentfield.fabric.consuming import Activated, Consumer, ConsumerSpec, Recei
 from agentfield.fabric.durables import described, durable_name, handlers_of
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.live import LiveConsumer
+from agentfield.memory.calling import call
 from agentfield.memory.causes import handler_execution
 from agentfield.memory.encrypting import known
 from agentfield.memory.history import matching
@@ -88,7 +88,6 @@ class HandlerRun:
         self._registration = registration
         self._agent = agent
         self._actor_id = actor_id
-        self._is_async = registration.is_async
         self._filters = fabric.subjects.filters(registration.patterns, registration.scopes)
         self._requests = fabric.deadletters.requests(agent, registration.name)
         self._resolver = Resolver(fabric, registration.schemas)
@@ -333,7 +332,9 @@ class HandlerRun:
                 await self._finish(taken)
                 return True
             try:
-                await self._call(event, self._effects(taken, event))
+                effects = self._effects(taken, event)
+                here = handler_execution(event, self.name, agent=self._agent, actor_id=self._actor_id, effects=effects)
+                await call(self._registration, event, here)
             # The handler is the user's: whatever it raises is theirs to see, even a cancellation of its own making, or
             # what would end the process; that would come again in every instance that takes over.
             except BaseException as error:
@@ -380,35 +381,6 @@ class HandlerRun:
         else:
             taken.effects.again()
         return taken.effects
-
-    async def _call(self, event: Event, effects: Effects | None) -> None:
-        here = handler_execution(event, self.name, agent=self._agent, actor_id=self._actor_id, effects=effects)
-        token = execution.current.set(here)
-        try:
-            if self._registration.timeout is None:
-                await self._run_handler(event)
-            else:
-                limit = asyncio.timeout(self._registration.timeout)
-                try:
-                    async with limit:
-                        await self._run_handler(event)
-                except TimeoutError:
-                    if not limit.expired():
-                        raise
-                    raise TimeoutError(f"it took longer than its timeout={self._registration.timeout:g} s") from None
-            if effects is not None:
-                await effects.restore()
-        finally:
-            execution.current.reset(token)
-
-    async def _run_handler(self, event: Event) -> None:
-        function = self._registration.function
-        if self._is_async:
-            await function(event)
-            return
-        outcome = await asyncio.to_thread(function, event)
-        if isinstance(outcome, Awaitable):
-            await outcome
 
     async def _give_up(self, event: Event, taken: _Taken, error: BaseException, tries: int) -> None:
         """Put the event into the dead letters, with what went wrong; insists until it is stored."""
