@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         ResyncRequired,
         UnavailableError,
     )
-    from agentfield.event import Entry, Event, Writer
+    from agentfield.event import Entry, Event, ReplayedFrom, Writer
     from agentfield.memory import (
         CaughtUp,
         Change,
@@ -77,6 +77,7 @@ __all__ = [
     "PrivacyPolicy",
     "ProjectionError",
     "RemoteError",
+    "ReplayedFrom",
     "ResyncRequired",
     "Reverted",
     "Scope",
@@ -117,6 +118,7 @@ _HOME = {
     "PrivacyPolicy": "agentfield.privacy",
     "ProjectionError": "agentfield.errors",
     "RemoteError": "agentfield.errors",
+    "ReplayedFrom": "agentfield.event",
     "ResyncRequired": "agentfield.errors",
     "Reverted": "agentfield.memory",
     "Scope": "agentfield.scope",

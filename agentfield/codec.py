@@ -20,7 +20,7 @@ import orjson
 from pydantic import ValidationError
 
 from agentfield.errors import DecodeError, InvalidInputError
-from agentfield.event import Entry, Event, Operation, Reason, Writer
+from agentfield.event import Entry, Event, Operation, Reason, ReplayedFrom, Writer
 from agentfield.execution import ascii_json
 from agentfield.naming import shown
 from agentfield.privacy import Encryption
@@ -48,6 +48,7 @@ __all__ = [
     "encrypts",
     "expires_at_ns",
     "is_delete",
+    "led_to_by",
     "needed_to_decode",
     "refer",
     "reference_of",
@@ -94,6 +95,7 @@ class _Header(NamedTuple):
     reference: Reference | None
     stamp: Stamp | None
     encryption: Encryption | None
+    replayed_from: ReplayedFrom | None
 
 
 def check_ttl(ttl: object) -> float:
@@ -117,12 +119,13 @@ def encode_event(
     ttl: float | None = None,
     ends: int | None = None,
     stamp: Stamp | None = None,
+    replayed_from: ReplayedFrom | None = None,
 ) -> dict[str, str]:
     """The headers of an event; its payload is ``encode_value``'s, or empty for a delete. A new dict, ASCII only.
 
     ``ends``, in nanoseconds since the epoch, says when exactly a value with a ttl expires; without it, the ttl counts
-    from when the value is stored. ``stamp`` names the schema the value was encoded under. Raises InvalidInputError if
-    the ttl is out of range.
+    from when the value is stored. ``stamp`` names the schema the value was encoded under, ``replayed_from`` the event
+    that this one repeats. Raises InvalidInputError if the ttl is out of range.
     """
     fields: dict[str, Any] = {"v": _VERSION, "type": operation}
     for name, value in writer.__dict__.items():
@@ -136,6 +139,8 @@ def encode_event(
             fields["ends"] = ends
     if stamp is not None:
         fields["schema"], fields["schema_version"] = stamp
+    if replayed_from is not None:
+        fields["replayed_from"] = replayed_from.model_dump(mode="json", exclude_none=True)
     headers = {EVENT_ID: event_id, EVENT_HEADER: ascii_json(fields)}
     if operation == "delete":
         headers[OPERATION] = "DEL"
@@ -145,6 +150,12 @@ def encode_event(
 def refer(headers: Mapping[str, str], reference: Reference) -> dict[str, str]:
     """The headers ``encode_event`` gave, for an event whose value lies in an object; its payload is the reference's."""
     fields = orjson.loads(headers[EVENT_HEADER]) | {"object": reference.fields()}
+    return {**headers, EVENT_HEADER: ascii_json(fields)}
+
+
+def led_to_by(headers: Mapping[str, str], revision: int) -> dict[str, str]:
+    """The headers ``encode_event`` gave, for an event whose cause has this revision."""
+    fields = orjson.loads(headers[EVENT_HEADER]) | {"cause_revision": revision}
     return {**headers, EVENT_HEADER: ascii_json(fields)}
 
 
@@ -254,6 +265,7 @@ def _event(record: Record, subjects: Subjects, data: Any, previous_data: Any, pr
             "writer": header.writer,
             "ttl": _ttl(record, header),
             "erased": record.erased,
+            "replayed_from": header.replayed_from,
             **_stamped(header.stamp),
         }
     )
@@ -364,6 +376,11 @@ def _unpack(packed: str) -> _Header:
     except ValidationError as error:
         fields_at_fault = ", ".join(str(fault["loc"][0]) for fault in error.errors())
         raise InvalidInputError(f"names its writer wrongly, in {fields_at_fault}") from error
+    replayed_from = fields.get("replayed_from")
+    try:
+        origin = None if replayed_from is None else ReplayedFrom.model_validate(replayed_from)
+    except ValidationError as error:
+        raise InvalidInputError(f"says wrongly where it was replayed from: {shown(replayed_from)}") from error
     return _Header(
         kind == "delete",
         writer,
@@ -373,6 +390,7 @@ def _unpack(packed: str) -> _Header:
         None if fields.get("object") is None else Reference.of(fields["object"]),
         None if fields.get("schema") is None else _stamp(fields),
         None if fields.get("encrypted") is None else Encryption.of(fields["encrypted"]),
+        origin,
     )
 
 

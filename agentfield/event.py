@@ -40,6 +40,20 @@ class Writer(BaseModel):
     """W3C ``traceparent`` of the execution that wrote."""
 
 
+class ReplayedFrom(BaseModel):
+    """Where an event was recorded first, of one that was replayed into another namespace: see ``agentfield replay``."""
+
+    model_config = ConfigDict(frozen=True)
+
+    namespace: str
+    revision: int
+    """Its revision there."""
+    timestamp: datetime
+    """When it was stored there: aware, UTC."""
+    ttl: float | None = None
+    """Seconds after which the value was to expire, counted from then; None for never."""
+
+
 class Event(BaseModel):
     """One change of one key. ``model_dump(mode="json")`` gives it as plain JSON values, its time as RFC 3339 with Z."""
 
@@ -72,6 +86,9 @@ class Event(BaseModel):
     erased: bool = False
     """Whether the value was personal and has been erased: ``data`` is None then, for good, and the key's past is all
     that is left."""
+    replayed_from: ReplayedFrom | None = None
+    """Where it was recorded first, if it was replayed into this namespace: ``id`` and ``writer`` are those of then,
+    ``revision`` and ``timestamp`` those of the copy."""
 
     @property
     def expires_at(self) -> datetime | None:

@@ -74,22 +74,25 @@ async def stream_info(connection: Connection, name: str, patience: float) -> dic
 
 
 @asynccontextmanager
-async def connected(invocation: Invocation, *, founds: bool = False) -> AsyncIterator[Fabric]:
-    """The open fabric for a command. Raises what opening one raises.
+async def connected(
+    invocation: Invocation, *, namespace: str | None = None, founds: bool = False
+) -> AsyncIterator[Fabric]:
+    """The open fabric for a command, or that of another namespace on its server. Raises what opening one raises.
 
     Of commands, only those that ``founds`` is said of make a namespace that is not there yet: whoever looks, and has
     mistyped its name, must not leave it behind. NotFoundError for the others.
     """
-    url, namespace = place(invocation)
+    url, own = place(invocation)
+    chosen, archive = (own, invocation.archive) if namespace is None else (namespace, None)
     fabric = await Fabric.open(
         await server_url(invocation, url),
-        namespace=namespace,
+        namespace=chosen,
         name=CLIENT_NAME,
         connect_timeout=invocation.connect_patience,
         timeout=invocation.patience,
         found=founds,
     )
-    fabric.log.earlier = archive_for(namespace, Settings.load(), invocation.archive)
+    fabric.log.earlier = archive_for(chosen, Settings.load(), archive)
     try:
         yield fabric
     finally:

@@ -6,7 +6,8 @@ Pure, but for the printing. Must not know: where the differences come from.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -52,6 +53,30 @@ def _kind(change: Change) -> str:
 _MARKS = {"added": ("+", "green"), "removed": ("-", "red"), "changed": ("~", "yellow")}
 
 
+class Side(NamedTuple):
+    """What there is on one side of a difference: a value, or that the key was deleted."""
+
+    value: Any = None
+    deleted: bool = False
+
+
+def show_sides(head: Sequence[Part], before: Side | None, after: Side | None, output: Output) -> None:
+    """Print a difference: ``head``, then both sides on its line, or below it line by line; None for nothing at all."""
+    sides = [side for side in (before, after) if side is not None]
+    texts = [text for side in sides if (text := _text(side)) is not None]
+    if all(side.deleted or len(shortened(side.value, _INLINE + 1)) <= _INLINE for side in sides):
+        output.line(*head, *_inline(before, after))
+    elif any(len(text) > _COMPARED for text in texts):
+        output.line(*head, " → ".join(f"({size(len(text.encode()))})" for text in texts))
+    else:
+        output.line(*head)
+        lines = list(_lines(_text(before), _text(after)))
+        for style, line in lines[:_LINES]:
+            output.line(("    " + visible(line), style))
+        if len(lines) > _LINES:
+            output.line((f"    … {number_of(len(lines) - _LINES, 'more line')}", "dim"))
+
+
 def _show(change: Change, output: Output) -> None:
     entries = [entry for entry in (change.before, change.after) if entry is not None]
     revisions = " → ".join(f"r{entry.revision}" for entry in entries)
@@ -61,30 +86,27 @@ def _show(change: Change, output: Output) -> None:
         visible(str(Scope(change.scope, change.scope_id))),
         (visible(change.key), "bold"),
     ]
-    before, after = _text(change.before), _text(change.after)
-    texts = [text for text in (before, after) if text is not None]
-    if before == after:
+    before, after = _side(change.before), _side(change.after)
+    if _text(before) == _text(after):
         head.append(("(the same value, until another time)", "dim"))
-    if all(len(shortened(entry.value, _INLINE + 1)) <= _INLINE for entry in entries):
-        output.line(*head, *_inline(change))
-    elif any(len(text) > _COMPARED for text in texts):
-        output.line(*head, " → ".join(f"({size(len(text.encode()))})" for text in texts))
-    else:
-        output.line(*head)
-        lines = list(_lines(before, after))
-        for style, line in lines[:_LINES]:
-            output.line(("    " + visible(line), style))
-        if len(lines) > _LINES:
-            output.line((f"    … {number_of(len(lines) - _LINES, 'more line')}", "dim"))
+    show_sides(head, before, after, output)
 
 
-def _inline(change: Change) -> Iterator[Part]:
-    if change.before is not None:
-        yield shortened(change.before.value, _INLINE), "red"
-    if change.before is not None and change.after is not None:
+def _side(entry: Entry | None) -> Side | None:
+    return None if entry is None else Side(entry.value)
+
+
+def _inline(before: Side | None, after: Side | None) -> Iterator[Part]:
+    if before is not None:
+        yield _short(before), "red"
+    if before is not None and after is not None:
         yield "→", "dim"
-    if change.after is not None:
-        yield shortened(change.after.value, _INLINE), "green"
+    if after is not None:
+        yield _short(after), "green"
+
+
+def _short(side: Side) -> str:
+    return "deleted" if side.deleted else shortened(side.value, _INLINE)
 
 
 def _lines(before: str | None, after: str | None) -> Iterator[tuple[str, str]]:
@@ -97,7 +119,7 @@ def _lines(before: str | None, after: str | None) -> Iterator[tuple[str, str]]:
         yield styles.get(line[:1], ""), "…" if line.startswith("@") else line
 
 
-def _text(entry: Entry | None) -> str | None:
-    if entry is None:
+def _text(side: Side | None) -> str | None:
+    if side is None or side.deleted:
         return None
-    return orjson.dumps(entry.value, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS).decode()
+    return orjson.dumps(side.value, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS).decode()

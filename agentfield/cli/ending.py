@@ -24,6 +24,8 @@ WRONG_USAGE: Final = 2
 NOT_FOUND_OR_CONFLICT: Final = 3
 INTERRUPTED: Final = 130
 """What a shell makes of SIGINT (128 + 2)."""
+TERMINATED: Final = 143
+"""What a shell makes of SIGTERM (128 + 15)."""
 PIPE_CLOSED: Final = 141
 """What a shell makes of SIGPIPE (128 + 13), by which other programs end when ``head`` has seen enough."""
 

@@ -63,11 +63,11 @@ def history_command(
     async def show() -> int:
         count = 0
         async with connected(invocation) as fabric:
-            part = await extent(fabric, _resolved(since, fabric), _resolved(until, fabric))
+            part = await extent(fabric, resolved(since, fabric), resolved(until, fabric))
             async for event in events_between(
                 fabric, [parsed], to_read(scope), part, reverse=reverse, limit=limit, writer=writer
             ):
-                _print_event(event, output)
+                print_event(event, output)
                 count += 1
         return count
 
@@ -123,7 +123,7 @@ async def _tail(
                         f"following {fabric.topology.namespace} after revision {item.revision}; Ctrl-C ends this"
                     )
                 else:
-                    _print_event(item, output, flush=True)
+                    print_event(item, output, flush=True)
 
         async def remarks() -> None:
             async for note in follow_notes(fabric, from_start=from_start, ready=noting.set):
@@ -162,7 +162,7 @@ async def _until_reader_gone() -> NoReturn:
     raise BrokenPipeError
 
 
-def _resolved(point: Point | None, fabric: Fabric) -> datetime | int | None:
+def resolved(point: Point | None, fabric: Fabric) -> datetime | int | None:
     """The point with ages counted back from now, by the server's clock."""
     if not isinstance(point, timedelta):
         return point
@@ -173,7 +173,8 @@ def _resolved(point: Point | None, fabric: Fabric) -> datetime | int | None:
         raise InvalidInputError(f"{point} ago is before time began: give a shorter age, or leave it out") from None
 
 
-def _print_event(event: Event, output: Output, *, flush: bool = False) -> None:
+def print_event(event: Event, output: Output, *, flush: bool = False) -> None:
+    """Print an event on a line."""
     if output.as_json:
         output.object(event.model_dump(mode="json"), flush=flush)
         return
@@ -187,6 +188,8 @@ def _print_event(event: Event, output: Output, *, flush: bool = False) -> None:
     ]
     if event.writer.agent is not None:
         parts += [("by", "dim"), event.writer.agent]
+    if (first := event.replayed_from) is not None:
+        parts += [(f"(replayed: {first.namespace} r{first.revision}, {moment(first.timestamp)})", "dim")]
     output.line(*parts, flush=flush)
 
 

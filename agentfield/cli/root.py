@@ -42,6 +42,7 @@ COMMANDS: Final[Mapping[str, Entry]] = MappingProxyType(
         "diff": Entry("past", "Show how entries differ between two points in the past."),
         "revert": Entry("past", "Make keys what they were at a point in the past."),
         "tail": Entry("events", "Show changes as they happen, until Ctrl-C."),
+        "replay": Entry("replay", "Print the past once more, copy it, or run handlers on it."),
         "timeline": Entry("views", "Show who did what, by words, agent, execution, scope or time."),
         "metrics": Entry("views", "Show how much is written, by whom, and which keys are hot."),
         "projections": Entry("projections", "Run, rebuild and verify views derived from the log."),

@@ -127,6 +127,8 @@ def _happened(event: Event) -> tuple[str, str]:
 
 def _details(event: Event) -> Iterator[str]:
     writer = event.writer
+    if (first := event.replayed_from) is not None:
+        yield f"replayed: it was r{first.revision} of {first.namespace}, {moment(first.timestamp)}"
     yield f"r{event.revision}, {moment(event.timestamp)}, {visible(str(Scope(event.scope, event.scope_id)))}"
     if writer.agent is not None or writer.function is not None:
         who = ".".join(filter(None, (writer.agent, writer.function)))

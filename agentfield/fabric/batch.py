@@ -35,6 +35,8 @@ _AT_A_TIME = 100
 _BATCH_ID = "Nats-Batch-Id"
 _BATCH_SEQUENCE = "Nats-Batch-Sequence"
 _BATCH_COMMIT = "Nats-Batch-Commit"
+_EXPECTED_LAST = "Nats-Expected-Last-Sequence"
+"""The sequence of the stream's last message, of whatever subject; in a batch, its first message may say so."""
 
 
 class Expectation(NamedTuple):
@@ -62,11 +64,14 @@ def expecting(headers: dict[str, str], subject: str, expectation: Expectation | 
     return {**headers, EXPECTED: str(expectation.sequence), EXPECTED_ON: expectation.subject}
 
 
-async def append_batch(log: Log, items: Sequence[BatchItem], *, repeated: bool = False) -> int:
+async def append_batch(
+    log: Log, items: Sequence[BatchItem], *, repeated: bool = False, after: int | None = None
+) -> int:
     """Store all items, in their order, or none; return the sequence of the last. The others lie just before it.
 
     Tries again, with the same event ids, while the outcome is open, up to the log's timeout. ``repeated`` says that an
-    earlier call with these ids had an open outcome: what that one stored is no conflict. Raises :class:`Conflict`
+    earlier call with these ids had an open outcome: what that one stored is no conflict. ``after``: only if that is the
+    log's last sequence, so that it is known beforehand where each item will be. Raises :class:`Conflict`
     (an expectation did not hold; nothing is stored), :class:`UnavailableError` (nothing is stored),
     :class:`OutcomeUnknownError` (sent and never answered: all of it may be stored, or nothing), and
     :class:`InvalidInputError` (too many, or one too large; nothing was sent).
@@ -86,7 +91,7 @@ async def append_batch(log: Log, items: Sequence[BatchItem], *, repeated: bool =
                 await log.batches.acquire()
             try:
                 limit = min(ATTEMPT, max(0.001, deadline - loop.time()))
-                return await send_together(log.connection, items, limit)
+                return await send_together(log.connection, items, limit, after=after)
             finally:
                 log.batches.release()
         except TimeoutError:
@@ -144,9 +149,14 @@ def _unknown(log: Log, items: Sequence[BatchItem]) -> OutcomeUnknownError:
     )
 
 
-async def send_together(connection: Connection, items: Sequence[BatchItem], timeout: float) -> int:
+async def send_together(
+    connection: Connection, items: Sequence[BatchItem], timeout: float, *, after: int | None = None
+) -> int:
     """Store all items in their stream, or none; return the sequence of the last. Once: raises the faults themselves."""
-    *before, last = [expecting(item.headers, item.subject, item.expectation) for item in items]
+    packed = [expecting(item.headers, item.subject, item.expectation) for item in items]
+    if after is not None:
+        packed[0][_EXPECTED_LAST] = str(after)
+    *before, last = packed
     if before:  # one message alone is atomic as it is, and a batch costs the server ten times as much
         batch = new_id()
         for number, (item, headers) in enumerate(zip(items, before, strict=False), 1):

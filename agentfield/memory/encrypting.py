@@ -34,8 +34,12 @@ _AT_ONCE = 256 * 1024
 
 def vault_for(fabric: Fabric, write: Write) -> Vault | None:
     """The vault of a write's value; None if it has no value, or that is not personal."""
+    if write.as_it_is or OPERATION in write.headers:
+        return None
+    if write.vault is not None:
+        return write.vault
     policy = fabric.keys.policy
-    return policy.vault(write.scope, write.key) if policy and OPERATION not in write.headers else None
+    return policy.vault(write.scope, write.key) if policy else None
 
 
 def condemnations(fabric: Fabric, fingerprint: str, per: Per) -> list[str]:

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable
 
-from agentfield import execution
 from agentfield.codec import Record, decode_outline
 from agentfield.effects import Effects
 from agentfield.errors import AgentFieldError, DecodeError, InvalidInputError, ResyncRequired
 from agentfield.event import Event
 from agentfield.fabric.consuming import Shortened
 from agentfield.fabric.fabric import Fabric
+from agentfield.memory.calling import call
 from agentfield.memory.causes import handler_execution
 from agentfield.memory.insisting import insist
 from agentfield.memory.letters import Letter, letter, letter_of_gap, said
@@ -62,8 +61,6 @@ class Handling:
         self._agent = agent
         self._actor_id = actor_id
         self._shared = shared
-        self._function = registration.function
-        self._is_async = registration.is_async
         self._resolver = Resolver(fabric, registration.schemas)
         self._loops = LoopGuard(fabric, registration.name, limit=max_depth, clock=fabric.loop.time)
 
@@ -97,7 +94,9 @@ class Handling:
             await self._finish(taken)
             return None
         try:
-            await self._call(event, self._effects(taken, event))
+            effects = self._effects(taken, event)
+            here = handler_execution(event, self._name, agent=self._agent, actor_id=self._actor_id, effects=effects)
+            await call(self._registration, event, here)
         # The handler is the user's: whatever it raises is theirs to see, even a cancellation of its own making, or
         # what would end the process; that would come again in every instance that takes over.
         except BaseException as error:
@@ -140,34 +139,6 @@ class Handling:
         else:
             taken.effects.again()
         return taken.effects
-
-    async def _call(self, event: Event, effects: Effects | None) -> None:
-        here = handler_execution(event, self._name, agent=self._agent, actor_id=self._actor_id, effects=effects)
-        token = execution.current.set(here)
-        try:
-            if self._registration.timeout is None:
-                await self._run_handler(event)
-            else:
-                limit = asyncio.timeout(self._registration.timeout)
-                try:
-                    async with limit:
-                        await self._run_handler(event)
-                except TimeoutError:
-                    if not limit.expired():
-                        raise
-                    raise TimeoutError(f"it took longer than its timeout={self._registration.timeout:g} s") from None
-            if effects is not None and effects.is_repeated:
-                await effects.restore()
-        finally:
-            execution.current.reset(token)
-
-    async def _run_handler(self, event: Event) -> None:
-        if self._is_async:
-            await self._function(event)
-            return
-        outcome = await asyncio.to_thread(self._function, event)
-        if isinstance(outcome, Awaitable):
-            await outcome
 
     async def _give_up(self, event: Event, taken: Taken, error: BaseException, tries: int) -> None:
         """Put the event into the dead letters, with what went wrong; insists until it is stored."""

@@ -8,14 +8,15 @@ before it; however long the slice is, only a part of it is in memory; what the l
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from datetime import datetime
+from functools import partial
 from typing import NamedTuple
 
 from agentfield.codec import EVENT_HEADER, Record, decode_outline
 from agentfield.errors import DecodeError, HistoryTruncatedError, InvalidInputError
-from agentfield.event import Event
+from agentfield.event import Event, Writer
 from agentfield.fabric.backwards import backwards, in_blocks
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.few import read_each, subjects_of
@@ -55,19 +56,40 @@ async def events_between(
     ``writer``: only those by an agent of that name, or by the execution with that id. Raises HistoryTruncatedError if
     the log loses the slice's beginning meanwhile.
     """
-    if part.start > part.stop:
-        return
     resolver = Resolver(fabric, schemas)
-    pairs = (_backward if reverse else _forward)(fabric, patterns, scopes, part, limit or _BLOCK)
+    by = None if writer is None else partial(_is_by, writer)
+    pairs = records_between(fabric, patterns, scopes, part, reverse=reverse, few=limit or _BLOCK, by=by)
     count = 0
-    async with aclosing(pairs):  # type: ignore[type-var]
+    async with aclosing(pairs):
         async for record, previous in pairs:
-            if not matching(fabric, patterns, record) or not (writer is None or _by(fabric, record, writer)):
-                continue
             yield await resolver.event(record, previous)
             count += 1
             if count == limit:
-                break
+                await _check_start(fabric, part.start)
+                return
+
+
+async def records_between(
+    fabric: Fabric,
+    patterns: Sequence[Pattern],
+    scopes: Sequence[AnyScope],
+    part: Slice,
+    *,
+    reverse: bool = False,
+    few: int = _BLOCK,
+    by: Callable[[Writer], bool] | None = None,
+) -> AsyncGenerator[tuple[Record, Record | None], None]:
+    """The records of these events, each with that of its key before it; ``by`` says whose are meant.
+
+    ``few``: how many will be asked for, at least. Raises as :func:`events_between` does.
+    """
+    if part.start > part.stop:
+        return
+    pairs = (_backward if reverse else _forward)(fabric, patterns, scopes, part, few)
+    async with aclosing(pairs):  # type: ignore[type-var]
+        async for record, previous in pairs:
+            if matching(fabric, patterns, record) and (by is None or _wrote(fabric, record, by)):
+                yield record, previous
     await _check_start(fabric, part.start)
 
 
@@ -124,12 +146,15 @@ def check_writer(writer: object) -> None:
         raise InvalidInputError(f"writer={writer!r}: the name of an agent, or the id of an execution, or leave it out")
 
 
-def _by(fabric: Fabric, record: Record, writer: str) -> bool:
+def _is_by(name: str, writer: Writer) -> bool:
+    return name in (writer.agent, writer.execution_id)
+
+
+def _wrote(fabric: Fabric, record: Record, by: Callable[[Writer], bool]) -> bool:
     try:
-        found = decode_outline(record, fabric.subjects).writer
+        return by(decode_outline(record, fabric.subjects).writer)
     except DecodeError:  # nobody of ours wrote it
         return False
-    return writer in (found.agent, found.execution_id)
 
 
 async def extent(fabric: Fabric, since: datetime | int | None, until: datetime | int | None) -> Slice:

@@ -30,6 +30,7 @@ from agentfield.memory.encrypting import are_condemned, encrypted, vault_for
 from agentfield.memory.lifetime import Lifetimes
 from agentfield.memory.placing import Placed, give_up, is_large, place, was_condemned
 from agentfield.naming import shown
+from agentfield.privacy import Vault
 from agentfield.reference import check_size
 from agentfield.schema import Stamp
 from agentfield.scope import Scope
@@ -67,6 +68,10 @@ class Write(NamedTuple):
     """Whether the payload goes to an object, and only a reference to it into the event."""
     placed: Placed | None = None
     """What goes into the event, once the payload of a large write is stored."""
+    vault: Vault | None = None
+    """What its value is to be encrypted for, whatever the policy says; None leaves that to the policy."""
+    as_it_is: bool = False
+    """Whether the payload is stored as it is, whatever the policy says: there is no value in it to encrypt."""
 
 
 def prepare(
@@ -160,8 +165,11 @@ async def store_together(
     expectations: Sequence[Expectation] = (),
     *,
     repeated: bool = False,
+    after: int | None = None,
 ) -> int:
     """Append all writes or none, if every expectation holds; return the revision of the last.
+
+    ``after``, for writes of which none is large or personal: only if that is the log's last sequence.
 
     An expectation on a key that is written rides on its write, any other on a message that has none yet, and, where
     there are more of them than writes, on messages of their own beside the keys' subjects. Raises
@@ -170,7 +178,7 @@ async def store_together(
     check_count(_messages(writes, expectations))
     if any(vault_for(fabric, write) is not None for write in writes):
         return await _store_encrypted(fabric, lifetimes, writes, expectations, repeated=repeated)
-    return await _store_all(fabric, lifetimes, writes, expectations, repeated=repeated)
+    return await _store_all(fabric, lifetimes, writes, expectations, repeated=repeated, after=after)
 
 
 async def _store_encrypted(
@@ -216,12 +224,13 @@ async def _store_all(
     expectations: Sequence[Expectation],
     *,
     repeated: bool,
+    after: int | None = None,
 ) -> int:
     if any(write.large for write in writes):
         return await _store_large(fabric, lifetimes, writes, expectations, repeated=repeated)
     items = assemble(fabric, writes, expectations)
     first = await _set_timers(fabric, lifetimes, writes)
-    sequence = await append_batch(fabric.log, items, repeated=repeated)
+    sequence = await append_batch(fabric.log, items, repeated=repeated, after=after)
     await _catch_up(fabric, writes, first)
     return sequence
 

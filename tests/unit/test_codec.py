@@ -23,12 +23,13 @@ from agentfield.codec import (
     encode_value,
     expires_at_ns,
     is_delete,
+    led_to_by,
     needed_to_decode,
     refer,
     reference_of,
 )
 from agentfield.errors import DecodeError, InvalidInputError
-from agentfield.event import Event, Writer
+from agentfield.event import Event, ReplayedFrom, Writer
 from agentfield.reference import Reference, digest_text
 from agentfield.schema import Schemas, Stamp, schema_of
 from agentfield.scope import GLOBAL, Scope
@@ -406,3 +407,24 @@ def test_the_headers_a_value_needs_are_kept_and_no_others() -> None:
 
 def test_everything_codec_offers_exists() -> None:
     assert all(hasattr(codec, name) for name in codec.__all__)
+
+
+def test_a_replayed_event_says_where_it_was_recorded_first() -> None:
+    first = ReplayedFrom(namespace="agentfield", revision=17, timestamp=AT, ttl=60)
+    headers = encode_event(event_id="id1", operation="set", writer=WRITER, replayed_from=first)
+    assert decode_event(record(headers), SUBJECTS).replayed_from == first
+    assert json.loads(headers[EVENT_HEADER])["replayed_from"] == {
+        "namespace": "agentfield",
+        "revision": 17,
+        "timestamp": "2024-07-08T18:20:00.123456Z",
+        "ttl": 60.0,
+    }
+    assert decode_event(record(header()), SUBJECTS).replayed_from is None
+    with pytest.raises(DecodeError, match="says wrongly where it was replayed from"):
+        decode_event(record(header(replayed_from={"namespace": "agentfield"})), SUBJECTS)
+
+
+def test_the_place_of_a_cause_can_be_put_in_later() -> None:
+    headers = encode_event(event_id="id1", operation="set", writer=WRITER)
+    moved = decode_event(record(led_to_by(headers, 41)), SUBJECTS)
+    assert moved.writer == WRITER.model_copy(update={"cause_revision": 41})

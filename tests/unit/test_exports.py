@@ -39,6 +39,7 @@ PUBLIC = [
     "PrivacyPolicy",
     "ProjectionError",
     "RemoteError",
+    "ReplayedFrom",
     "ResyncRequired",
     "Reverted",
     "Scope",
