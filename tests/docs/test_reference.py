@@ -11,7 +11,7 @@ import agentfield
 from agentfield import errors
 from agentfield.agent import agent, notes, presence, reasoner
 from agentfield.cli.root import COMMANDS
-from agentfield.fabric import batch, call_protocol, consumer, jetstream, keys, service
+from agentfield.fabric import batch, call_protocol, consumer, jetstream, keys, progress, service
 from agentfield.fabric.topology import DUPLICATE_WINDOW, NOTES_KEPT, Topology
 from agentfield.key import MAX_KEY_BYTES, MAX_TOKENS
 from agentfield.local.config import CLIENT_PORT
