@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from agentfield.errors import ClosedError, UnavailableError
 from agentfield.fabric.connection import Connection
-from agentfield.fabric.consuming import Advance
+from agentfield.fabric.progress import Advance
 
 logger = logging.getLogger("agentfield.consumer")
 

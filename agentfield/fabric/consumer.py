@@ -25,13 +25,14 @@ import logging
 from agentfield.errors import AccessDeniedError, AgentFieldError, ClosedError
 from agentfield.fabric.acknowledging import Acknowledging
 from agentfield.fabric.connection import ConnectionState
-from agentfield.fabric.consuming import ConsumerSpec, Item, Progress, Shortened
+from agentfield.fabric.consuming import ConsumerSpec, Item, Shortened
 from agentfield.fabric.durable import GROUP, PIN_TIMEOUT, Durable
 from agentfield.fabric.faults import Fault, ServerFault, error_of
 from agentfield.fabric.gaps import Gaps
 from agentfield.fabric.handing import Handing
 from agentfield.fabric.jetstream import backoff
 from agentfield.fabric.log import Log
+from agentfield.fabric.progress import Progress
 from agentfield.fabric.pulling import Pulls
 from agentfield.fabric.turn import Turn
 

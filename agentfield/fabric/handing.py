@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
-from agentfield.fabric.consuming import Item, Progress
+from agentfield.fabric.consuming import Item
 from agentfield.fabric.durable import PIN_TIMEOUT
+from agentfield.fabric.progress import Progress
 
 
 class Handing:

@@ -16,10 +16,11 @@ from datetime import datetime
 
 from agentfield.errors import AccessDeniedError, AgentFieldError, ClosedError, ResyncRequired
 from agentfield.fabric.backlog import FAR, MOST_FILTERS, backlog
-from agentfield.fabric.consuming import Activated, ConsumerSpec, Item, Progress, Shortened
+from agentfield.fabric.consuming import Activated, ConsumerSpec, Item, Shortened
 from agentfield.fabric.jetstream import backoff
 from agentfield.fabric.log import Log
 from agentfield.fabric.present import present_values
+from agentfield.fabric.progress import Progress
 from agentfield.fabric.reader import Reader
 
 logger = logging.getLogger("agentfield.consumer")

@@ -16,12 +16,13 @@ from agentfield.errors import AccessDeniedError, ResyncRequired
 from agentfield.fabric import records
 from agentfield.fabric.acknowledging import Acknowledging
 from agentfield.fabric.connection import Message
-from agentfield.fabric.consuming import WINDOW, Activated, Advance, ConsumerSpec
+from agentfield.fabric.consuming import Activated, ConsumerSpec
 from agentfield.fabric.durable import Durable
 from agentfield.fabric.feeding import Feeding
 from agentfield.fabric.gaps import Gaps
 from agentfield.fabric.handing import Handing
 from agentfield.fabric.log import Log
+from agentfield.fabric.progress import WINDOW, Advance
 from agentfield.fabric.pulling import Pulls
 
 logger = logging.getLogger("agentfield.consumer")

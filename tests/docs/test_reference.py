@@ -11,7 +11,7 @@ import agentfield
 from agentfield import errors
 from agentfield.agent import agent, notes, presence, reasoner
 from agentfield.cli.root import COMMANDS
-from agentfield.fabric import batch, call_protocol, consumer, consuming, jetstream, keys, service
+from agentfield.fabric import batch, call_protocol, consumer, jetstream, keys, progress, service
 from agentfield.fabric.topology import DUPLICATE_WINDOW, NOTES_KEPT, Topology
 from agentfield.key import MAX_KEY_BYTES, MAX_TOKENS
 from agentfield.local.config import CLIENT_PORT
@@ -105,7 +105,7 @@ def test_the_limits_are_those_of_the_code() -> None:
     assert f"{jetstream.PATIENCE:.0f} seconds" in row(guarantees, "time for a write or read")
     assert f"{DUPLICATE_WINDOW.seconds // 60} minutes" in row(guarantees, "time in which a repeated write")
     assert row(guarantees, "calls that one instance").startswith(f"{service.CONCURRENT_CALLS:,};")
-    assert row(guarantees, "events that one handler") == f"{consuming.WINDOW:,}"
+    assert row(guarantees, "events that one handler") == f"{progress.WINDOW:,}"
     assert row(guarantees, "events of a revert") == f"{batch.MAX_BATCH:,}, and {revert.BATCH_BYTES >> 20} MiB of values"
     assert row(guarantees, "notes waiting") == f"{notes.CAPACITY:,}"
 
