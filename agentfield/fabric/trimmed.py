@@ -120,6 +120,19 @@ def thawed(config: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, Any
     return {**config, "subjects": subjects, "metadata": metadata, **without}
 
 
+def renoted(config: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The configuration with a note of what a log holds that was just trimmed; None if it says so already.
+
+    It does not if somebody thawed the log while the server was still at it.
+    """
+    before = Trimmed.of(config)
+    first, messages, last = (int(state[name]) for name in ("first_seq", "messages", "last_seq"))
+    if before is None or (before.first, before.messages + last - before.last) == (first, messages):
+        return None
+    note = Trimmed(before.complete, first, messages, last).note()
+    return {**config, "metadata": {**config["metadata"], NOTE: note}}
+
+
 def frozen_since(config: Mapping[str, Any]) -> int:
     """When a log was frozen: nanoseconds since the epoch, by the server's clock."""
     return int(config["metadata"][FREEZE].split()[0])
