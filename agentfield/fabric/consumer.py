@@ -48,6 +48,7 @@ from agentfield.fabric.faults import Fault, NoAnswerFault, NoRespondersFault, Se
 from agentfield.fabric.jetstream import API, PATIENCE, api, backoff, ends_pull
 from agentfield.fabric.log import Log
 from agentfield.fabric.present import present_values
+from agentfield.fabric.trimmed import lost_to
 
 logger = logging.getLogger("agentfield.consumer")
 
@@ -561,6 +562,11 @@ class PinnedConsumer:
         """
         start = int((await self._log.state())["first_seq"])
         if start <= max(self._log_start, self._announced):
+            return
+        made = records.nanoseconds_of((await self._ask("INFO"))["created"])
+        if lost_to(self._log.info["config"], self._log.info["state"], made) == 1:  # it was trimmed with regard to us
+            self._log_start = start
+            await self._note_log_start()
             return
         if not exact and received == start - 1:
             received = 0

@@ -12,6 +12,7 @@ from agentfield.fabric.trimmed import (
     holding,
     is_frozen,
     limited,
+    lost_to,
     missing,
     renoted,
     thawed,
@@ -41,11 +42,18 @@ def test_a_log_that_an_operator_cut_knows_nothing_of_before() -> None:
 
 def test_a_trimmed_log_knows_what_it_keeps() -> None:
     config = cut(CONFIG, state(1, 9, 9), 10, state(3, 9, 4))
-    assert Trimmed.of(config) == Trimmed(10, 3, 4, 9)
+    assert Trimmed.of(config) == Trimmed(10, 3, 4, 9, at=7)
     assert holding(config, state(3, 9, 4)) == Holding(10, 9)
     assert holding(config, state(3, 12, 7)) == Holding(10, 9)
     assert (missing(config, state(3, 12, 7)), missing(config, state(3, 12, 5))) == (0, 2)
     assert expected(config, state(3, 12, 5)) == 7
+
+
+def test_who_was_there_when_it_was_trimmed_has_lost_nothing() -> None:
+    config = cut(CONFIG, state(1, 9, 9), 10, state(3, 9, 4))
+    assert [lost_to(config, state(3, 9, 4), made) for made in (6, 8)] == [1, 10]
+    assert lost_to(config, state(5, 9, 2), 6) == 10, "somebody else has cut it"
+    assert lost_to(CONFIG, state(5, 9, 5), 6) == 5
 
 
 def test_a_trimmed_log_that_is_cut_by_others_is_found_out() -> None:
@@ -75,5 +83,5 @@ def test_a_note_that_was_made_too_early_is_made_again() -> None:
     assert renoted(config, state(1, 12, 12)) is None
     again = renoted(config, state(3, 12, 7))
     assert again is not None
-    assert Trimmed.of(again) == Trimmed(10, 3, 7, 12)
+    assert Trimmed.of(again) == Trimmed(10, 3, 7, 12, at=7)
     assert renoted(CONFIG, state(1, 9, 9)) is None

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from agentfield import Agent, Event, HistoryTruncatedError, Memory, ProjectionError, ResyncRequired
+from agentfield import Agent, CaughtUp, Event, HistoryTruncatedError, Memory, ProjectionError, ResyncRequired
 from agentfield.audit.nkey import Signer
 from agentfield.fabric import trimmed
 from agentfield.fabric import trimming as steps
@@ -238,6 +238,31 @@ async def test_a_watch_and_a_history_of_what_is_gone_are_told_so(
         event = await anext(items)
         assert isinstance(event, Event)
         assert (event.revision, event.previous_data) == (new, {"round": 2, "name": "né"})
+
+
+async def test_who_was_idle_meanwhile_is_not_disturbed(
+    server: NatsServer, namespace: str, fabric: Fabric, memory: Memory, tmp_path: Path
+) -> None:
+    agent = Agent("idle", nats_url=server.url, namespace=namespace)
+    heard: list[int] = []
+
+    @agent.memory.on_change(["rare", "rare_*"])
+    async def hear(event: Event) -> None:
+        heard.append(event.revision)
+
+    async with agent, aclosing(memory.watch("rare")) as items:
+        assert isinstance(await anext(items), CaughtUp)
+        first = await memory.set("rare", 1)
+        assert getattr(await anext(items), "revision", 0) == first
+        await eventually(lambda: heard == [first], within=20)
+        await write(memory, 3)
+        await archive(fabric, tmp_path)
+        assert await trim(fabric, tmp_path)
+        later = await memory.set_many({"rare": 2, **{f"rare_{number}": 1 for number in range(600)}})
+        assert getattr(await anext(items), "revision", 0) == later - 600
+        await eventually(lambda: heard[-1] == later, within=20)
+    letters = await api(fabric.connection, f"STREAM.INFO.{fabric.topology.deadletters.name}")
+    assert letters["state"]["messages"] == 0
 
 
 async def test_an_operator_who_shortens_a_trimmed_log_is_found_out(
