@@ -241,8 +241,14 @@ async def test_a_watch_and_a_history_of_what_is_gone_are_told_so(
 
 
 async def test_who_was_idle_meanwhile_is_not_disturbed(
-    server: NatsServer, namespace: str, fabric: Fabric, memory: Memory, tmp_path: Path
+    server: NatsServer,
+    namespace: str,
+    fabric: Fabric,
+    memory: Memory,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("agentfield.fabric.reader._EXPIRES", 0.2)  # the watch has not asked for more for a while
     agent = Agent("idle", nats_url=server.url, namespace=namespace)
     heard: list[int] = []
 
