@@ -92,12 +92,12 @@ class Archive:
                 continue
             for group in reversed(list(segment.groups(0, sequence))):
                 rows = []
-                for row, (number, subject) in reversed(list(enumerate(_subjects(segment, group, matches)))):
-                    if subject is not None and subject not in seen and number <= sequence:
+                for row, subject in _last_rows(segment, group, matches, sequence):
+                    if subject not in seen:
                         seen.add(subject)
                         rows.append(row)
                 if rows:
-                    places.append((segment, group, rows[::-1]))
+                    places.append((segment, group, sorted(rows)))
                 if few is not None and len(seen) == few:
                     return places
         return places
@@ -136,14 +136,31 @@ def _group(segment: Segment, group: int, columns: Sequence[str]) -> Any:
     return table.select(list(columns)).combine_chunks()
 
 
-def _subjects(segment: Segment, group: int, matches: Callable[[str], bool]) -> Iterator[tuple[int, str | None]]:
-    """The revision of every row, and its subject if it matches."""
+def _wanted(
+    segment: Segment, group: int, matches: Callable[[str], bool], start: int, stop: int
+) -> tuple[list[str], Any, Any]:
+    """The subjects of a group of rows; which one each row has; and the numbers of the rows that are wanted."""
+    arrow = pyarrow()
+    compute = arrow.compute
     batch = _group(segment, group, ["revision", "subject"])
     subjects = batch.column("subject").combine_chunks()
     names = [name.decode("utf-8", "surrogateescape") for name in subjects.dictionary.to_pylist()]
-    wanted = [name if matches(name) else None for name in names]
-    places = subjects.indices.to_pylist()
-    yield from zip(batch.column("revision").to_pylist(), [wanted[place] for place in places], strict=True)
+    revisions = batch.column("revision").combine_chunks()
+    wanted = arrow.array([matches(name) for name in names], arrow.bool_()).take(subjects.indices)
+    within = compute.and_(compute.greater_equal(revisions, start), compute.less_equal(revisions, stop))
+    return names, subjects.indices, compute.indices_nonzero(compute.and_(wanted, within))
+
+
+def _last_rows(
+    segment: Segment, group: int, matches: Callable[[str], bool], sequence: int
+) -> Iterator[tuple[int, str]]:
+    """The last row of each subject that matches, at or before a sequence."""
+    arrow = pyarrow()
+    names, places, rows = _wanted(segment, group, matches, 0, sequence)
+    table = arrow.table({"place": places.take(rows), "row": rows})
+    last = table.group_by("place").aggregate([("row", "max")])
+    for place, row in zip(last.column("place").to_pylist(), last.column("row_max").to_pylist(), strict=True):
+        yield row, names[place]
 
 
 def _slice(
@@ -152,8 +169,7 @@ def _slice(
     statistics = segment.metadata.row_group(group).column(0).statistics
     if everything and statistics.min >= start and statistics.max <= stop:
         return _taken(_group(segment, group, STORED))
-    found = enumerate(_subjects(segment, group, matches))
-    rows = [row for row, (number, subject) in found if subject is not None and start <= number <= stop]
+    rows = _wanted(segment, group, matches, start, stop)[2].to_pylist()
     return _rows(segment, group, rows) if rows else []
 
 

@@ -1,8 +1,9 @@
 """Events that were taken out of the log before they came.
 
-Owns: finding that out, and not saying it twice. Only an operator can shorten the log. The server then moves a
-consumer's floor up to where the log begins: so a floor that is there, if that is all that is known, says nothing of
-what was handled. Invariant: a gap may be reported in which nothing was meant for us, but none goes unreported.
+Owns: finding that out, and not saying it twice. Only an operator can shorten the log, other than by trimming, which
+spares what is still to come to a consumer. The server then moves a consumer's floor up to where the log begins: so a
+floor that is there, if that is all that is known, says nothing of what was handled. Invariant: a gap may be reported in
+which nothing was meant for us, but none goes unreported.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from collections.abc import Iterable
 from agentfield.fabric.consuming import Shortened
 from agentfield.fabric.durable import Durable
 from agentfield.fabric.log import Log
+from agentfield.fabric.records import nanoseconds_of
+from agentfield.fabric.trimmed import lost_to
 
 
 class Gaps:
@@ -44,6 +47,10 @@ class Gaps:
         """
         start = int((await self._log.state())["first_seq"])
         if start <= self.log_start:
+            return None
+        made = nanoseconds_of((await self._durable.ask("INFO"))["created"])
+        if lost_to(self._log.info["config"], self._log.info["state"], made) == 1:  # it was trimmed with regard to us
+            await self._durable.note_log_start(start)
             return None
         if not exact and received == start - 1:
             received = 0

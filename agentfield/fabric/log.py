@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
@@ -121,6 +121,8 @@ class Log:
         """When the server made the stream: nanoseconds since the epoch; 0 as long as its state was not asked for."""
         self.held = Holding(1, 0)
         """What the log held when its state was last asked for."""
+        self.info: Mapping[str, Any] = {}
+        """What the server said of the stream then."""
         self.earlier: Earlier | None = None
         """Who keeps what was trimmed off the log's beginning, if that is known."""
         self.batches = asyncio.Semaphore(BATCHES_AT_ONCE)
@@ -148,9 +150,9 @@ class Log:
         self.alone = "name" not in (info.get("cluster") or {})
         self.created = records.nanoseconds_of(info["created"])
         self._clock.observe(sent, records.nanoseconds_of(info["ts"]), loop.time())
-        state: dict[str, Any] = info["state"]
+        state: dict[str, Any] = dict(info["state"])
         self.last_known = int(state["last_seq"])
-        self.held = holding(info["config"], state)
+        self.info, self.held = info, holding(info["config"], state)
         state["first_seq"] = max(int(state["first_seq"]), self.held.complete if state["last_seq"] else 0)
         await thaw_if_left(self.connection, info)
         return state

@@ -24,7 +24,7 @@ from agentfield.fabric.client import DESCRIPTION
 from agentfield.fabric.connection import Connection, ConnectionState, Message, Subscription
 from agentfield.fabric.faults import NO_MESSAGE, Fault, NoAnswerFault, ServerFault, error_of
 from agentfield.fabric.jetstream import API, PATIENCE, api, backoff, ends_pull
-from agentfield.fabric.trimmed import holding
+from agentfield.fabric.trimmed import lost_to
 
 logger = logging.getLogger("agentfield.reader")
 
@@ -89,6 +89,7 @@ class Reader:
         self._batch_bytes = batch_bytes
         self._pending = 0
         self._began_at = 0
+        self._made = 0
         self._looked = 0.0
         self._missed = 0
         self._closed = False
@@ -160,6 +161,7 @@ class Reader:
             self._began_at = int((await self._ask(f"STREAM.INFO.{self._stream}"))["state"]["last_seq"])
         self._expected = 1
         self._pending = int(answer.get("num_pending", 0))
+        self._made = records.nanoseconds_of(answer["created"])
         self._behind, self._sound = True, 0
         if self._gapless:
             await self._check_start()
@@ -204,7 +206,7 @@ class Reader:
     async def _check_start(self) -> None:
         """Raise :class:`ResyncRequired` if the stream begins after the next sequence that we have still to give."""
         info = await self._ask(f"STREAM.INFO.{self._stream}")
-        first = holding(info["config"], info["state"]).complete
+        first = lost_to(info["config"], info["state"], self._made)
         if first > self._next:
             raise ResyncRequired(requested=self._next, first_available=first)
 

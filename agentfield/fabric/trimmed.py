@@ -31,6 +31,8 @@ class Trimmed(NamedTuple):
     messages: int
     last: int
     """How many messages there were then, and the last sequence."""
+    at: int = 0
+    """When that began, by the server's clock: nanoseconds. Who was there then has got, or gets, all that is for it."""
 
     def note(self) -> str:
         """The note."""
@@ -63,6 +65,13 @@ def holding(config: Mapping[str, Any], state: Mapping[str, Any]) -> Holding:
     return Holding(complete, complete - 1 if whole else NEVER)
 
 
+def lost_to(config: Mapping[str, Any], state: Mapping[str, Any], created: int) -> int:
+    """The first revision from which on a consumer made at that time has lost nothing that was for it."""
+    held, trimmed = holding(config, state), Trimmed.of(config)
+    spared = trimmed is not None and held.known != NEVER and created < trimmed.at
+    return 1 if spared else held.complete
+
+
 def missing(config: Mapping[str, Any], state: Mapping[str, Any]) -> int:
     """How many messages the log should hold and does not: none may ever go but by trimming."""
     trimmed = Trimmed.of(config)
@@ -90,7 +99,7 @@ def frozen(config: Mapping[str, Any], state: Mapping[str, Any], complete: int, n
     metadata = dict(config.get("metadata") or {})
     before = Trimmed.of(config)
     first = int(state["first_seq"]) if before is None else before.first
-    metadata[NOTE] = Trimmed(complete, first, int(state["messages"]), int(state["last_seq"])).note()
+    metadata[NOTE] = Trimmed(complete, first, int(state["messages"]), int(state["last_seq"]), now).note()
     metadata[FREEZE] = " ".join([str(now), *config["subjects"]])
     return {**config, "subjects": [f"{config['name']}.frozen"], "metadata": metadata}
 
@@ -114,10 +123,23 @@ def thawed(config: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, Any
     subjects = metadata.pop(FREEZE).split()[1:]
     before = Trimmed.of(config)
     if before is not None:
-        left = Trimmed(before.complete, int(state["first_seq"]), int(state["messages"]), int(state["last_seq"]))
-        metadata[NOTE] = left.note()
+        first, messages, last = (int(state[name]) for name in ("first_seq", "messages", "last_seq"))
+        metadata[NOTE] = before._replace(first=first, messages=messages, last=last).note()
     without = {"max_msgs_per_subject": -1, "discard_new_per_subject": False}
     return {**config, "subjects": subjects, "metadata": metadata, **without}
+
+
+def renoted(config: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The configuration with a note of what a log holds that was just trimmed; None if it says so already.
+
+    It does not if somebody thawed the log while the server was still at it.
+    """
+    before = Trimmed.of(config)
+    first, messages, last = (int(state[name]) for name in ("first_seq", "messages", "last_seq"))
+    if before is None or (before.first, before.messages + last - before.last) == (first, messages):
+        return None
+    note = before._replace(first=first, messages=messages, last=last).note()
+    return {**config, "metadata": {**config["metadata"], NOTE: note}}
 
 
 def frozen_since(config: Mapping[str, Any]) -> int:

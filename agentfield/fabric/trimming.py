@@ -30,10 +30,10 @@ from agentfield.fabric.log import Log
 from agentfield.fabric.reader import Reader
 from agentfield.fabric.records import nanoseconds_of
 from agentfield.fabric.topology import thaw_if_left
-from agentfield.fabric.trimmed import FREEZE, frozen, is_frozen, limited, thawed
+from agentfield.fabric.trimmed import FREEZE, frozen, is_frozen, limited, renoted, thawed
 
 _STEP: Final = 20_000
-"""Messages that the first step takes out; how many the next one does, follows from how long it took."""
+"""Messages that a step takes out at most, or one of each subject, if that is more; fewer where that takes long."""
 _PAUSE: Final = 0.5
 """Seconds that a step should take at most, since nobody can write meanwhile."""
 _QUIET: Final = 0.1
@@ -41,7 +41,8 @@ _QUIET: Final = 0.1
 _DRAINED: Final = 5.0
 _FRESH: Final = 20.0
 """Seconds after freezing in which the limit may be set: long before anybody thaws the log."""
-_ANSWER: Final = 50.0
+_ANSWER: Final = 600.0
+"""Seconds that the server may take for a step: where millions of subjects have each one message too many, minutes."""
 _PAGE_OF_SUBJECTS: Final = 100_000
 
 
@@ -99,7 +100,7 @@ async def trim(
         yield Step(removed, seconds)
         if not more or not removed:
             return
-        step = max(1000, min(int(step * 2), int(step * _PAUSE / max(0.01, seconds))))
+        step = max(1000, min(_STEP, int(step * _PAUSE / max(0.01, seconds))))
 
 
 def _limit(totals: Mapping[str, int], least: int, step: int) -> int:
@@ -181,7 +182,10 @@ async def _thaw(log: Log, stamp: int) -> Mapping[str, Any]:
     info = await _info(log)
     state: Mapping[str, Any] = info["state"]
     if (info["config"].get("metadata") or {}).get(FREEZE, "").split()[:1] == [str(stamp)]:
-        await api(log.connection, f"STREAM.UPDATE.{log.stream}", thawed(info["config"], state), patience=log.timeout)
+        await _update(log, thawed(info["config"], state))
+    info = await _info(log)
+    if not is_frozen(info["config"]) and (mended := renoted(info["config"], info["state"])) is not None:
+        await _update(log, mended)
     await log.state()
     return state
 

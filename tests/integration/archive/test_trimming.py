@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from agentfield import Agent, Event, HistoryTruncatedError, Memory, ProjectionError, ResyncRequired
+from agentfield import Agent, CaughtUp, Event, HistoryTruncatedError, Memory, ProjectionError, ResyncRequired
 from agentfield.audit.nkey import Signer
 from agentfield.fabric import trimmed
 from agentfield.fabric import trimming as steps
@@ -239,6 +239,67 @@ async def test_a_watch_and_a_history_of_what_is_gone_are_told_so(
         event = await anext(items)
         assert isinstance(event, Event)
         assert (event.revision, event.previous_data) == (new, {"round": 2, "name": "né"})
+
+
+async def test_who_was_idle_meanwhile_is_not_disturbed(
+    server: NatsServer,
+    namespace: str,
+    fabric: Fabric,
+    memory: Memory,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("agentfield.fabric.reader._EXPIRES", 0.2)  # the watch has not asked for more for a while
+    agent = Agent("idle", nats_url=server.url, namespace=namespace)
+    heard: list[int] = []
+
+    @agent.memory.on_change(["rare", "rare_*"])
+    async def hear(event: Event) -> None:
+        heard.append(event.revision)
+
+    async with agent, aclosing(memory.watch("rare")) as items:
+        assert isinstance(await anext(items), CaughtUp)
+        first = await memory.set("rare", 1)
+        assert getattr(await anext(items), "revision", 0) == first
+        await eventually(lambda: heard == [first], within=20)
+        await write(memory, 3)
+        await archive(fabric, tmp_path)
+        assert await trim(fabric, tmp_path)
+        later = await memory.set_many({"rare": 2, **{f"rare_{number}": 1 for number in range(600)}})
+        assert getattr(await anext(items), "revision", 0) == later - 600
+        await eventually(lambda: heard[-1] == later, within=20)
+        assert len(heard) == 602
+    letters = await api(fabric.connection, f"STREAM.INFO.{fabric.topology.deadletters.name}")
+    assert letters["state"]["messages"] == 0
+
+
+async def test_who_was_away_and_is_far_behind_after_it_hears_everything_and_of_no_gap(
+    server: NatsServer, namespace: str, fabric: Fabric, memory: Memory, tmp_path: Path
+) -> None:
+    heard: list[int] = []
+
+    def instance() -> Agent:
+        agent = Agent("away", nats_url=server.url, namespace=namespace)
+
+        @agent.memory.on_change(["rare", "rare_*"])
+        async def hear(event: Event) -> None:
+            heard.append(event.revision)
+
+        return agent
+
+    async with instance():
+        await memory.set("rare", 1)
+        await eventually(lambda: len(heard) == 1, within=20)
+    await write(memory, 3)
+    await archive(fabric, tmp_path)
+    assert await trim(fabric, tmp_path)
+    for block in range(3):
+        last = await memory.set_many({f"rare_{block}_{number}": 1 for number in range(900)})
+    async with instance():
+        await eventually(lambda: heard[-1] == last, within=30)
+    assert (len(heard), len(set(heard))) == (2701, 2701)
+    letters = await api(fabric.connection, f"STREAM.INFO.{fabric.topology.deadletters.name}")
+    assert letters["state"]["messages"] == 0
 
 
 async def test_an_operator_who_shortens_a_trimmed_log_is_found_out(
