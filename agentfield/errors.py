@@ -201,5 +201,13 @@ class ClosedError(AgentFieldError):
     """Something was used after it was closed. Nothing was sent: open a new one."""
 
 
+def text_of(error: BaseException) -> str:
+    """What an exception says, whoever wrote it: there is a text even if its own ``__str__`` fails."""
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001  # it is the user's
+        return f"({type(error).__name__} cannot say what it is about)"
+
+
 def _revision(number: int) -> str:
     return f"revision {number}" if number else "revision 0 (absent)"
