@@ -309,4 +309,4 @@ class Transaction:
         now = fabric.log.now()
         for seen in self._seen.values():
             if seen.live and seen.record is not None and not is_live(seen.record, now):
-                raise ConflictError(seen.key, expected=seen.revision, actual=0)
+                raise ConflictError.of_expired(seen.key, seen.revision)

@@ -109,7 +109,13 @@ class Writes(Base):
                 if made is not None:
                     return made
                 self._refused(id)
-                raise ConflictError(key, expected=0, actual=record.sequence)
+                raise ConflictError(
+                    key,
+                    expected=0,
+                    actual=record.sequence,
+                    message=f"{key!r} has a value already, of revision {record.sequence}; nothing was written: "
+                    "set() replaces a value, update() makes a new one of it",
+                )
             try:
                 return await self._store(fabric, write, record.sequence if record else 0)
             except ConflictError:
@@ -211,7 +217,7 @@ class Writes(Base):
             left = ttl if ends is None else (ends - fabric.log.now()) / 1e9
             try:
                 if ends is not None and left is not None and left <= 0:
-                    raise ConflictError(key, expected=expected, actual=0)  # it has expired while the function ran
+                    raise ConflictError.of_expired(key, expected)  # while the function ran
                 write = prepare(
                     fabric,
                     target,

@@ -117,7 +117,9 @@ async def test_repeating_a_set_many_of_unknown_outcome_stores_it_once(fresh_serv
 
 async def test_create_stores_only_where_there_is_no_value(memory: Memory) -> None:
     revision = await memory.create("key", 1)
-    with pytest.raises(ConflictError) as conflict:
+    with pytest.raises(
+        ConflictError, match="'key' has a value already, of revision 1; nothing was written"
+    ) as conflict:
         await memory.create("key", 2)
     assert (conflict.value.key, conflict.value.expected, conflict.value.actual) == ("key", 0, revision)
     assert await memory.get("key") == 1
