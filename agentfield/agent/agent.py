@@ -52,7 +52,7 @@ class Agent:
     scope, to its name.
 
     Serve with :meth:`run`, or with ``async with`` inside a loop of yours. Without either, memory, calls and notes
-    connect when they are first used. Raises InvalidInputError for an illegal name, namespace or actor id.
+    connect when they are first used. Raises InvalidInputError for an illegal name, namespace, URL or actor id.
     """
 
     def __init__(
@@ -284,7 +284,7 @@ class Agent:
         with the agent then happens elsewhere. It begins unconnected there, whatever it was before, and can be served
         by ``async with``; a view of its memory follows it. What is left out stays as it is. Leaving the block closes
         what was opened in it, served or not. Raises InvalidInputError if the agent serves, and for an illegal
-        namespace; nothing has changed then.
+        namespace or URL; nothing has changed then.
         """
         before = self._presence
         if before.serving is not None:

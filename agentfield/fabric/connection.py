@@ -302,7 +302,7 @@ class Connection:
             if error is not None or not connecting.done():
                 reason = f": {error}" if error is not None and str(error) else ""
                 raise UnavailableError(
-                    f"no NATS server answered at {self._where} within {timeout:g} s{reason}; nothing was stored"
+                    f"no NATS server answered at {self._where} within {timeout:g} s{reason}; nothing was sent"
                 )
             for subscription in list(self._subscriptions):
                 await subscription.attach(client)

@@ -7,20 +7,32 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, NoReturn
 
+from agentfield.amount import check_span
 from agentfield.errors import InvalidInputError
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.jetstream import PATIENCE
 from agentfield.local import ensure_server
 from agentfield.memory.lifetime import Lifetimes, Periods
 from agentfield.memory.memory import Memory
+from agentfield.naming import check_text, shown
 from agentfield.settings import Settings
 from agentfield.subject import check_namespace
 
 _ENTER: Final = "write `async with agentfield.connect() as memory:` and use memory inside the block"
 
 
+_NEWCOMER: Final = 5.0
+"""Seconds within which a server that is there answers a newcomer."""
+
+
 async def open_fabric(
-    url: str | None, namespace: str | None, *, name: str, settings: Settings, timeout: float = PATIENCE
+    url: str | None,
+    namespace: str | None,
+    *,
+    name: str,
+    settings: Settings,
+    connect_timeout: float = _NEWCOMER,
+    timeout: float = PATIENCE,
 ) -> Fabric:
     """The fabric at ``url``, else where the settings say, else on the local embedded server, started if need be.
 
@@ -28,8 +40,17 @@ async def open_fabric(
     """
     chosen = settings.namespace if namespace is None else namespace
     check_namespace(chosen)
+    check_url(url)
     where = url or settings.nats_url or (await ensure_server(settings.home)).url
-    return await Fabric.open(where, namespace=chosen, name=name, timeout=timeout)
+    return await Fabric.open(where, namespace=chosen, name=name, connect_timeout=connect_timeout, timeout=timeout)
+
+
+def check_url(url: object) -> None:
+    """Raises InvalidInputError unless this is None or text; whether it is a URL is found out where it is used."""
+    if url is not None and not isinstance(url, str):
+        raise InvalidInputError(
+            f"nats_url={shown(url)}: a text such as 'nats://127.0.0.1:4222', with a comma between several servers"
+        )
 
 
 class Connecting(AbstractAsyncContextManager[Memory, None]):
@@ -82,7 +103,8 @@ def connect(
     """Shared memory for a program that is not an agent: ``async with agentfield.connect() as memory``.
 
     ``nats_url`` and ``namespace`` default as for an agent. ``actor_id`` gives it an actor scope of its own; ``name`` is
-    what the server's tools show; ``timeout`` is how long one operation may take, in seconds, an outage included.
+    what the server's tools show; ``timeout`` is how long one operation may take, in seconds, an outage included, and
+    how long entering waits for a server to answer.
     Entering it raises :class:`UnavailableError`, :class:`AccessDeniedError`, :class:`IncompatibleServerError`,
     :class:`InvalidInputError`.
     """
@@ -93,8 +115,12 @@ def connect(
 async def _connected(
     nats_url: str | None, namespace: str | None, actor_id: str | None, name: str, timeout: float
 ) -> AsyncIterator[Memory]:
+    check_text(name, "name")
+    seconds = check_span(timeout, "timeout")
     settings = Settings.load()
-    fabric = await open_fabric(nats_url, namespace, name=name, settings=settings, timeout=timeout)
+    fabric = await open_fabric(
+        nats_url, namespace, name=name, settings=settings, connect_timeout=seconds, timeout=seconds
+    )
     lifetimes = Lifetimes(Periods(workflow=settings.workflow_grace, session=settings.session_idle))
 
     async def source() -> Fabric:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from agentfield.agent import Agent
 from agentfield.errors import InvalidInputError
 from agentfield.fabric.fabric import Fabric
 from agentfield.memory import Memory, connect
@@ -190,6 +191,22 @@ def test_what_is_no_count(count: Any) -> None:
         MEMORY.offline(limit=count)
     with pytest.raises(InvalidInputError):
         MEMORY.on_change("k", name="h", concurrency=count)(lambda event: None)
+
+
+@pytest.mark.parametrize("span", ["5", None, 0, -1, float("nan"), float("inf"), True], ids=repr)
+async def test_what_is_no_timeout_of_a_connection(span: Any) -> None:
+    with pytest.raises(InvalidInputError, match=r"timeout=.*seconds, above 0"):
+        await connect("nats://127.0.0.1:1", timeout=span).__aenter__()
+
+
+@pytest.mark.parametrize("given", [5, b"nats://127.0.0.1:1", ["nats://127.0.0.1:1"]], ids=repr)
+async def test_what_is_no_text_where_a_server_or_a_name_is_wanted(given: Any) -> None:
+    with pytest.raises(InvalidInputError, match=r"nats_url=.*a text such as"):
+        await connect(given).__aenter__()
+    with pytest.raises(InvalidInputError, match=r"nats_url=.*a text such as"):
+        Agent("agent", nats_url=given)
+    with pytest.raises(InvalidInputError, match="name must be a string"):
+        await connect("nats://127.0.0.1:1", name=given).__aenter__()
 
 
 async def test_connect_that_is_taken_for_the_memory_itself() -> None:
