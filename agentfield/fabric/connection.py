@@ -356,6 +356,11 @@ class Connection:
         return self._state
 
     @property
+    def hears(self) -> bool:
+        """Whether an answer can come. At the end of an event loop it cannot: what reads was cancelled with the rest."""
+        return self._state == "connected" and not _is_stuck(self._current())
+
+    @property
     def client(self) -> Client:
         """The nats-py client of the moment, for modules of ``fabric/`` alone. It can be replaced after an outage."""
         return self._current()

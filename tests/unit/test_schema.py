@@ -216,11 +216,13 @@ def test_a_validator_that_raises_anything_refuses_the_value() -> None:
 
 
 def test_a_model_that_holds_what_it_should_not_is_refused_without_a_warning() -> None:
+    wrong: dict[str, Any] = {"mood": 5, "urgency": "low"}
     with pytest.raises(InvalidInputError, match=r"not a valid Sentiment.*value\['mood'\]"):  # warnings are errors here
-        bound().encode("ticket_1", Sentiment.model_construct(mood=5, urgency="low"))
-    assert encode_value(Sentiment.model_construct(mood=5, urgency="low")) == b'{"mood":5,"urgency":"low"}'
+        bound().encode("ticket_1", Sentiment.model_construct(**wrong))
+    assert encode_value(Sentiment.model_construct(**wrong)) == b'{"mood":5,"urgency":"low"}'
+    wrong["mood"] = float("nan")
     with pytest.raises(InvalidInputError, match=r"\['mood'\] is nan"):
-        encode_value(Sentiment.model_construct(mood=float("nan"), urgency="low"))
+        encode_value(Sentiment.model_construct(**wrong))
 
 
 @pytest.mark.parametrize("bind", [True, False])
