@@ -43,7 +43,7 @@ class Resolver:
         self._fabric = fabric
         self._schemas = schemas
 
-    async def value(self, record: Record, as_type: type[Any] | None = None) -> Any:
+    async def value(self, record: Record, as_type: Any = None) -> Any:
         """The value a record sets; with ``as_type``, validated into that type instead of the one its schema says."""
         record = await self._whole(record)
         if record.erased:

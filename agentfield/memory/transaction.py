@@ -165,7 +165,7 @@ class Transaction:
         scope: str | None = None,
         scope_id: str | None = None,
         *,
-        as_type: type[Any] | None = None,
+        as_type: Any = None,
     ) -> Any:
         """The value of a key as ``Memory.get`` finds it, and from now on part of what the commit re-checks."""
         fabric = self._open()
