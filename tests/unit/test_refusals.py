@@ -185,6 +185,12 @@ def test_what_is_no_span_of_time(span: Any) -> None:
         MEMORY.on_change("k", name="h", timeout=span)(lambda event: None)
 
 
+@pytest.mark.parametrize("ttl", ["1", None, 0, -1, float("nan"), True, 10**400, 0.5], ids=repr)
+def test_what_is_no_time_for_a_lease(ttl: Any) -> None:
+    with pytest.raises(InvalidInputError, match=r"(a|the) lease"):
+        MEMORY.lock("name", ttl=ttl)
+
+
 @pytest.mark.parametrize("count", ["1", 0, -1, 1.5, float("nan"), True, 2**64], ids=repr)
 def test_what_is_no_count(count: Any) -> None:
     with pytest.raises(InvalidInputError):
