@@ -47,6 +47,7 @@ __all__ = [
     "encrypted_by",
     "encrypts",
     "expires_at_ns",
+    "had_run_out",
     "is_delete",
     "led_to_by",
     "needed_to_decode",
@@ -190,13 +191,16 @@ def encrypted_by(record: Record) -> Encryption | None:
 
 
 def needed_to_decode(record: Record) -> Mapping[str, str] | None:
-    """The headers without which the record's value cannot be told from its payload; None if that takes none."""
+    """The headers without which it cannot be told what value the record gives, and until when; None if none are."""
     packed = record.headers.get(EVENT_HEADER)
     if packed is None:
         return None
     if '"encrypted"' in packed:  # the envelope is bound to its event
         return {EVENT_HEADER: packed, EVENT_ID: record.headers.get(EVENT_ID, "")}
-    return {EVENT_HEADER: packed} if '"object"' in packed or '"schema"' in packed else None
+    needed = (
+        '"object"' in packed or '"schema"' in packed or '"ttl"' in packed
+    )  # the last says until when it was a value
+    return {EVENT_HEADER: packed} if needed else None
 
 
 def decode_data(record: Record, subjects: Subjects, schemas: Schemas | None = None) -> Any:
@@ -229,11 +233,28 @@ def decode_event(
 ) -> Event:
     """The event a record holds; ``previous`` is the record of the same key before it, if there is one.
 
-    Of a value that is erased, nothing is given. Raises what ``decode_data`` raises, of either.
+    Of a value that is erased, or had run out by then, nothing is given. Raises what ``decode_data`` raises, of either.
     """
     data = decode_data(record, subjects, schemas) if _has_data(record) else None
-    before = decode_data(previous, subjects, schemas) if previous is not None and _has_data(previous) else None
+    before = None
+    if previous is not None and _has_data(previous) and not had_run_out(previous, record):
+        before = decode_data(previous, subjects, schemas)
     return _event(record, subjects, data, before, None if previous is None else previous.sequence)
+
+
+def had_run_out(previous: Record, record: Record) -> bool:
+    """Whether the value of a key's event before this one was absent already when this one was stored.
+
+    By the times of the log, so that everybody comes to the same. The event that tells of the end of a value follows it
+    in time, but what it takes away is that value. Raises DecodeError if one of them is not what agentfield writes.
+    """
+    packed = previous.headers.get(EVENT_HEADER)
+    if packed is None or '"ttl"' not in packed:  # without it, no look inside is needed
+        return False
+    expires = expires_at_ns(previous)
+    if expires is None or expires > record.timestamp:
+        return False
+    return _header(record, deleted=is_delete(record)).reason != "expired"
 
 
 def _has_data(record: Record) -> bool:

@@ -23,7 +23,9 @@ survive ``pickle`` and ``copy``, so that an error can cross a process boundary w
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final, Self
+
+_AGAIN: Final = "read it again and decide anew"
 
 
 def _restore(kind: type[AgentFieldError], arguments: tuple[Any, ...]) -> AgentFieldError:
@@ -53,7 +55,8 @@ class InvalidInputError(AgentFieldError, ValueError):
 class ConflictError(AgentFieldError):
     """A conditional write found its key at another revision. Nothing was stored.
 
-    ``expected`` and ``actual`` are revisions; 0 stands for an absent key, None for one that is not known.
+    ``expected`` and ``actual`` are revisions; 0 stands for a key that has never been written, None for a revision that
+    is not known. They are equal where nothing was written, but the value that was read has expired.
     """
 
     def __init__(self, key: str, *, expected: int | None, actual: int | None, message: str | None = None) -> None:
@@ -62,11 +65,17 @@ class ConflictError(AgentFieldError):
         self.expected = expected
         self.actual = actual
 
+    @classmethod
+    def of_expired(cls, key: str, revision: int) -> Self:
+        """The value that was read, of that revision, has run out since; nothing has been written after it."""
+        message = f"{key!r} is at revision {revision} still, but its value has expired; nothing was written: {_AGAIN}"
+        return cls(key, expected=revision, actual=revision, message=message)
+
     @staticmethod
     def _describe(key: str, expected: int | None, actual: int | None) -> str:
         found = "another revision" if actual is None else _revision(actual)
         wanted = "" if expected is None else f", not {_revision(expected)}"
-        return f"{key!r} is at {found}{wanted}; nothing was written: read it again and decide anew"
+        return f"{key!r} is at {found}{wanted}; nothing was written: {_AGAIN}"
 
 
 class LockLostError(ConflictError):
@@ -201,5 +210,13 @@ class ClosedError(AgentFieldError):
     """Something was used after it was closed. Nothing was sent: open a new one."""
 
 
+def text_of(error: BaseException) -> str:
+    """What an exception says, whoever wrote it: there is a text even if its own ``__str__`` fails."""
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001  # it is the user's
+        return f"({type(error).__name__} cannot say what it is about)"
+
+
 def _revision(number: int) -> str:
-    return f"revision {number}" if number else "revision 0 (absent)"
+    return f"revision {number}" if number else "revision 0 (never written)"

@@ -63,7 +63,7 @@ class Event(BaseModel):
     data: Any = None
     """The value that was set; None for a delete."""
     previous_data: Any = None
-    """The value before, by the log; None if there was none."""
+    """The value before, by the log; None if there was none, or it had expired by then."""
     scope: ScopeKind
     timestamp: datetime
     """When the server stored it: aware, UTC."""

@@ -7,6 +7,7 @@ of another schema, or of a version that is not known, is never taken for somethi
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -19,7 +20,7 @@ from agentfield.errors import InvalidInputError
 from agentfield.key import check_key
 from agentfield.naming import check_name, shown
 from agentfield.pattern import Pattern
-from agentfield.value import encode_value, faults
+from agentfield.value import encode_value, failure, faults
 
 Upcast = Callable[[Any], Any]
 """Takes the data of one version, as JSON values, and returns that of the next."""
@@ -27,6 +28,7 @@ Upcast = Callable[[Any], Any]
 UNSTAMPED_VERSION = 1
 """The version of data that names none: it was written before its key had a schema, or by somebody who binds none."""
 _MAX_NAME_BYTES = 256
+_PLAIN = "write it as a plain function, since a read cannot wait for it"
 
 
 class Stamp(NamedTuple):
@@ -62,10 +64,17 @@ class Schema:
                 payload = encode_value(self._validated(payload))
             # An instance may have been changed since it was validated, and not every model reads what it writes.
             return Encoded(payload, self.stamp, self._validated(payload))
+        except InvalidInputError as error:
+            raise _of_key(key, error) from error
         except ValidationError as error:
             raise InvalidInputError(
                 f"the value for {shown(key)} is not a valid {self.stamp.name}, as {self.pattern.text!r} demands: "
                 f"{faults(error)}; nothing was written"
+            ) from error
+        except Exception as error:  # a validator is the user's, who may raise anything
+            raise InvalidInputError(
+                f"validating the value for {shown(key)} as {self.stamp.name} failed with {failure(error)}; nothing was "
+                "written: a validator says that a value is wrong with ValueError"
             ) from error
 
     def decode(self, content: bytes | bytearray, stamp: Stamp | None) -> BaseModel:
@@ -94,6 +103,11 @@ class Schema:
                 f"the value, stored as {_origin(stamp)}, is not a valid {name} of version {self.stamp.version}: "
                 f"{faults(error)}; get(…, as_type=dict) shows it as it is"
             ) from error
+        except Exception as error:  # a validator is the user's, who may raise anything
+            raise InvalidInputError(
+                f"validating the value, stored as {_origin(stamp)}, as {name} failed with {failure(error)}; "
+                "get(…, as_type=dict) shows it as it is"
+            ) from error
 
     def _validated(self, content: bytes | bytearray) -> BaseModel:
         return self.model.model_validate_json(content, by_alias=True, by_name=True)
@@ -111,9 +125,11 @@ class Schema:
                 data = function(data)
             except Exception as error:  # the function is the user's: whatever it raises is part of the message
                 raise InvalidInputError(
-                    f"lifting {self.stamp.name} from version {step} to {step + 1} failed with "
-                    f"{type(error).__name__}: {error}"
+                    f"lifting {self.stamp.name} from version {step} to {step + 1} failed with {failure(error)}"
                 ) from error
+            if inspect.iscoroutine(data):
+                data.close()
+                raise InvalidInputError(f"{_lifting(step)} returned a coroutine: {_PLAIN}")
         return encode_value(data)
 
 
@@ -154,11 +170,16 @@ class Schemas:
 
     def encode(self, key: str, value: Any) -> Encoded:
         """The value of a key, ready to be stored. Raises InvalidInputError if it cannot be, naming key and place."""
-        if not self._bound:
+        schema = None
+        if self._bound:
+            check_key(key)
+            schema = self.of(key)
+        if schema is not None:
+            return schema.encode(key, value)
+        try:
             return Encoded(encode_value(value), None, value)
-        check_key(key)
-        schema = self.of(key)
-        return Encoded(encode_value(value), None, value) if schema is None else schema.encode(key, value)
+        except InvalidInputError as error:
+            raise _of_key(key, error) from error
 
 
 def schema_of(
@@ -174,13 +195,33 @@ def schema_of(
     steps = dict(upcast or {})
     if any(type(step) is not int or not callable(function) for step, function in steps.items()):
         raise InvalidInputError("upcast must be a dict from version n to the function that makes version n + 1 of it")
-    first = min(steps, default=version)
-    if first < 1 or sorted(steps) != list(range(first, version)):
+    for step, function in steps.items():
+        if not 1 <= step < version:
+            raise InvalidInputError(
+                f"upcast has a function from version {step}, but what is lifted is older than version={version}, and 1 "
+                "is the first: give the model's present version, or leave the function out"
+            )
+        if _is_async(function):
+            raise InvalidInputError(f"{_lifting(step)} is async: {_PLAIN}")
+    wanted = range(min(steps, default=version), version)
+    if missing := [step for step in wanted if step not in steps]:
         raise InvalidInputError(
-            f"upcast has functions from versions {sorted(steps)}, but to lift to version {version} it takes one from "
-            f"each version {'up to' if first < 1 else f'between {first} and'} {version - 1}"
+            f"upcast has functions from versions {sorted(steps)}, but none from version {missing[0]}: to lift to "
+            f"version {version} it takes one from each version from {wanted[0]} to {version - 1}"
         )
     return Schema(Pattern.parse(pattern), model, Stamp(chosen, version), MappingProxyType(steps))
+
+
+def _is_async(function: Upcast) -> bool:
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
+
+
+def _lifting(step: int) -> str:
+    return f"upcast's function from version {step}"
+
+
+def _of_key(key: str, error: InvalidInputError) -> InvalidInputError:
+    return InvalidInputError(f"key {shown(key)}: {error}")
 
 
 def _is_model(given: object) -> bool:

@@ -19,7 +19,7 @@ import orjson
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUndefinedAnnotation, PydanticUserError
 
-from agentfield.errors import InvalidInputError
+from agentfield.errors import InvalidInputError, text_of
 from agentfield.naming import shown
 
 T = TypeVar("T")
@@ -73,6 +73,15 @@ def validate_as(value: Any, as_type: type[T]) -> T:
         raise InvalidInputError(
             f"as_type {shown(as_type)} is not a type that values can be validated as: {error.message.splitlines()[0]}"
         ) from error
+    except Exception as error:  # a validator is the user's, who may raise anything
+        raise InvalidInputError(
+            f"validating the stored value {shown(value)} as {_name(as_type)} failed with {failure(error)}"
+        ) from error
+
+
+def failure(error: Exception) -> str:
+    """What a user's function raised, as a part of a message."""
+    return f"{type(error).__name__}: {text_of(error)}"
 
 
 def faults(error: ValidationError) -> str:
@@ -89,7 +98,8 @@ def _clause(message: str) -> str:
 def _plain(value: Any) -> Any:
     """What orjson stores in place of an object it does not know."""
     if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
+        # What an instance holds against its model, a schema's validation says better than warnings would.
+        return value.model_dump(mode="json", warnings=False)
     raise TypeError(f"{type(value).__name__} is not JSON")
 
 
@@ -130,7 +140,7 @@ def _first(value: Any) -> str | None:
 
 def _problems(value: Any, path: str, depth: int) -> Iterator[str]:
     """What in the value JSON cannot hold: each as a clause with the place, the fact and the remedy."""
-    if depth > _DEEPEST:
+    if depth > _DEEPEST or (depth == _DEEPEST and isinstance(value, (dict, list, tuple))):
         yield f"{path[:60]}… is nested more than {_DEEPEST} levels deep, or contains itself: flatten it"
     elif isinstance(value, Enum):
         yield from _problems(value.value, f"{path}.value", depth + 1)
@@ -174,12 +184,13 @@ def _text_problems(text: str, path: str) -> Iterator[str]:
 
 def _model_problems(model: BaseModel, path: str, depth: int) -> Iterator[str]:
     try:
-        dumped = model.model_dump(mode="json")
-    except ValueError as error:  # PydanticSerializationError is one
-        yield f"{path}, a {type(model).__name__}, does not serialise: {error}"
+        dumped = model.model_dump(mode="json", warnings=False)
+        original = model.model_dump(warnings=False)
+    except Exception as error:  # noqa: BLE001  # a serialiser is the user's, who may raise anything
+        yield f"{path}, a {type(model).__name__}, does not serialise: {text_of(error)}"
         return
     yield from _problems(dumped, path, depth + 1)
-    yield from _nulled(model.model_dump(), dumped, path)
+    yield from _nulled(original, dumped, path)
 
 
 def _nulled(original: Any, dumped: Any, path: str) -> Iterator[str]:

@@ -86,7 +86,12 @@ class Source:
     ) -> AsyncIterator[Source]:
         """Connects as ``agentfield.connect`` does, and raises what that raises."""
         fabric = await open_fabric(
-            nats_url, namespace, name="agentfield-projections", settings=Settings.load(), timeout=timeout
+            nats_url,
+            namespace,
+            name="agentfield-projections",
+            settings=Settings.load(),
+            connect_timeout=timeout,
+            timeout=timeout,
         )
         try:
             yield cls(fabric)

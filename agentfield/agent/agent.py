@@ -52,7 +52,7 @@ class Agent:
     scope, to its name.
 
     Serve with :meth:`run`, or with ``async with`` inside a loop of yours. Without either, memory, calls and notes
-    connect when they are first used. Raises InvalidInputError for an illegal name, namespace or actor id.
+    connect when they are first used. Raises InvalidInputError for an illegal name, namespace, URL or actor id.
     """
 
     def __init__(
@@ -79,7 +79,12 @@ class Agent:
         self._max_depth = settings.max_depth
         self._seen = Seen()
         self.memory = Memory(
-            self._fabric, agent=self.name, actor_id=self.actor_id, lifetimes=self._lifetimes, seen=self._seen
+            self._fabric,
+            agent=self.name,
+            actor_id=self.actor_id,
+            lifetimes=self._lifetimes,
+            seen=self._seen,
+            declaring=self._check_declaring,
         )
         if (agents := collected.get()) is not None:
             agents.append(self)
@@ -103,7 +108,8 @@ class Agent:
 
         Its type hints validate the arguments. A plain ``def`` runs in a thread. The decorated function can still be
         called directly; outside any execution it then runs in a fresh root execution. Raises InvalidInputError for a
-        name in use, an agent that serves already, and a function that cannot be called with JSON keyword arguments.
+        name in use, an agent that serves already, and a function that cannot be called with JSON keyword arguments;
+        ClosedError if the agent is closed.
         """
         if function is None:
             return lambda decorated: self._register(decorated, name)
@@ -124,10 +130,16 @@ class Agent:
         reasoner = Reasoner(function, name)
         if reasoner.name in self._reasoners:
             raise InvalidInputError(f"agent {self.name!r} has a reasoner {reasoner.name!r} already: use name=…")
-        if self._presence.serving is not None:
-            raise InvalidInputError(f"agent {self.name!r} serves already: define {reasoner.name!r} before it starts")
+        self._check_declaring(reasoner.name)
         self._reasoners[reasoner.name] = reasoner
         return self._direct(function, reasoner)
+
+    def _check_declaring(self, name: str) -> None:
+        """Raises unless a reasoner or handler of that name would still be served."""
+        if self._presence.closed:
+            raise ClosedError(f"agent {self.name!r} is closed: make a new one, and define {name!r} before it starts")
+        if self._presence.serving is not None:
+            raise InvalidInputError(f"agent {self.name!r} serves already: define {name!r} before it starts")
 
     def _direct(self, function: F, reasoner: Reasoner) -> F:
         if reasoner.is_async:
@@ -272,7 +284,7 @@ class Agent:
         with the agent then happens elsewhere. It begins unconnected there, whatever it was before, and can be served
         by ``async with``; a view of its memory follows it. What is left out stays as it is. Leaving the block closes
         what was opened in it, served or not. Raises InvalidInputError if the agent serves, and for an illegal
-        namespace; nothing has changed then.
+        namespace or URL; nothing has changed then.
         """
         before = self._presence
         if before.serving is not None:

@@ -31,7 +31,8 @@ Model = Callable[..., Awaitable[Any]]
 
 ``messages`` is a list of ``{"role": "system" | "user" | "assistant", "content": text}``, as all chat models know it.
 ``schema`` is the type that ``app.ai`` was asked for, or None for plain text. With a schema, return an instance of it,
-data that it validates, or JSON text; without, return text. Exceptions reach the caller of ``app.ai`` as they are.
+data that it validates, or JSON text; without, return text. Bytes are text in UTF-8. Exceptions reach the caller of
+``app.ai`` as they are.
 """
 
 _DOTTED = r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*"
@@ -103,8 +104,6 @@ class AI:
         return await pending
 
     def _text(self, answer: Any) -> str:
-        if isinstance(answer, str):
-            return answer
         if answer is None:
             raise model_failure(self.name, "EmptyAnswer", "the model gave no text")
         return _shown_to_model(answer)
@@ -152,7 +151,7 @@ def _messages(texts: tuple[str, ...], system: str | None, user: str | None) -> M
 
 def _validated(adapter: TypeAdapter[T], schema: type[T], answer: Any) -> T:
     if isinstance(answer, (str, bytes)):
-        text = answer.decode("utf-8", "replace") if isinstance(answer, bytes) else answer
+        text = _shown_to_model(answer)
         fenced = _FENCED.fullmatch(text)
         return adapter.validate_json(fenced.group(1) if fenced else text.strip())
     if isinstance(answer, BaseModel) and not (is_model(schema) and isinstance(answer, schema)):
@@ -171,8 +170,11 @@ def _faults(error: ValidationError) -> str:
 
 
 def _shown_to_model(answer: Any) -> str:
+    """An answer as text: text as it is, bytes as UTF-8, data as JSON."""
     if isinstance(answer, str):
         return answer
+    if isinstance(answer, bytes):
+        return answer.decode("utf-8", "replace")
     if isinstance(answer, BaseModel):
         return answer.model_dump_json()
     return json.dumps(answer, ensure_ascii=False, default=str)

@@ -12,7 +12,7 @@ from agentfield.agent.ai import AI
 from agentfield.agent.handle import Handle
 from agentfield.agent.notes import Notes
 from agentfield.fabric.fabric import Fabric
-from agentfield.memory.connecting import open_fabric
+from agentfield.memory.connecting import check_url, open_fabric
 from agentfield.memory.subscriptions import Subscriptions
 from agentfield.settings import Settings
 from agentfield.subject import check_namespace
@@ -22,10 +22,11 @@ GRACE = 30.0
 
 
 class Presence:
-    """One life of the agent of that name. Making it does no I/O; raises InvalidInputError for an illegal namespace."""
+    """One life of the agent of that name. Making it does no I/O. InvalidInputError for an illegal namespace or URL."""
 
     def __init__(self, agent: str, *, url: str | None, namespace: str, ai: AI) -> None:
         check_namespace(namespace)
+        check_url(url)
         self.url = url
         self.namespace = namespace
         self.ai = ai

@@ -19,7 +19,7 @@ from agentfield.audit.reporting import Question, Report, collect, page
 from agentfield.audit.seal import MAX_EVENTS, Seal
 from agentfield.cli.connecting import connected
 from agentfield.cli.invocation import Invocation, command, group
-from agentfield.cli.kinds import DURATION, POINT, Point
+from agentfield.cli.kinds import DURATION, POINT, Count, Point
 from agentfield.cli.logs import warn_on_stderr
 from agentfield.cli.output import Output, size
 from agentfield.cli.projecting import source_of
@@ -67,7 +67,7 @@ def keygen_command(invocation: Invocation, path: Path) -> None:
 @click.option("--follow", is_flag=True, help="Go on sealing what comes, until Ctrl-C or SIGTERM.")
 @click.option(
     "--every",
-    type=click.IntRange(1, MAX_EVENTS),
+    type=Count(1, MAX_EVENTS),
     default=EVERY,
     metavar="N",
     show_default=True,

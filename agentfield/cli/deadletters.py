@@ -17,6 +17,7 @@ from agentfield.cli.confirming import confirmed, yes_option
 from agentfield.cli.connecting import connected
 from agentfield.cli.ending import DONE, FAILED, one_line
 from agentfield.cli.invocation import Invocation, command, group
+from agentfield.cli.kinds import Count
 from agentfield.cli.letters import Choice, check_meant, choice_options, chosen, letter_of
 from agentfield.cli.output import Output, age, moment, visible
 from agentfield.cli.surveying import Surveyed, survey
@@ -32,7 +33,7 @@ _SHOWN_ERROR = 76
 _LOOK = 0.1
 """Seconds between looks at whether a letter has been dealt with."""
 
-_numbers = click.argument("numbers", metavar="[ID]...", nargs=-1, type=click.IntRange(min=1))
+_numbers = click.argument("numbers", metavar="[ID]...", nargs=-1, type=Count(min=1))
 _every = click.option("--all", "every", is_flag=True, help="All there are, or all that the other options leave.")
 
 
@@ -74,7 +75,7 @@ def _print_line(letter: Letter, now: float, output: Output) -> None:
 
 
 @command("show")
-@click.argument("number", metavar="ID", type=click.IntRange(min=1))
+@click.argument("number", metavar="ID", type=Count(min=1))
 def show_command(invocation: Invocation, number: int) -> None:
     """Show a dead letter with its event and the traceback."""
 

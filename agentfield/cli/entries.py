@@ -14,7 +14,7 @@ import click
 
 from agentfield.cli.connecting import connected, remembering
 from agentfield.cli.invocation import Command, Invocation, command
-from agentfield.cli.kinds import DURATION, value_of
+from agentfield.cli.kinds import DURATION, Count, value_of
 from agentfield.cli.output import Output, age, shortened, size
 from agentfield.cli.scopes import choices, named, scope_options, to_read, to_write
 from agentfield.cli.waiting import wait
@@ -79,7 +79,7 @@ class _WithNumbers(Command):
 @click.option("--ttl", type=DURATION, metavar="TIME", help="Let the entry expire: after seconds, or such as 15m or 2h.")
 @click.option(
     "--if-revision",
-    type=click.IntRange(min=0),
+    type=Count(min=0),
     metavar="N",
     help="Write only if the key is at this revision; 0: only if it was never written.",
 )
@@ -118,7 +118,7 @@ def set_command(
 
 @command("delete")
 @click.argument("key")
-@click.option("--if-revision", type=click.IntRange(min=0), metavar="N", help="Only if the key is at this revision.")
+@click.option("--if-revision", type=Count(min=0), metavar="N", help="Only if the key is at this revision.")
 @scope_options
 def delete_command(invocation: Invocation, key: str, if_revision: int | None, scope: AnyScope | None) -> None:
     """Take a key's value away; its history stays.

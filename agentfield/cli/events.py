@@ -12,7 +12,7 @@ import click
 
 from agentfield.cli.connecting import connected
 from agentfield.cli.invocation import LOOKING_BACK, Invocation, command
-from agentfield.cli.kinds import POINT, Point
+from agentfield.cli.kinds import POINT, Count, Point
 from agentfield.cli.logs import warn_on_stderr
 from agentfield.cli.notes import Note, follow_notes
 from agentfield.cli.output import Output, Part, moment, reader_gone, shortened, visible
@@ -38,7 +38,7 @@ _LOOK = 1.0
 @click.argument("pattern", metavar="[KEY_OR_PATTERN]", default="*")
 @click.option("--since", type=POINT, metavar="POINT", help="From this time (RFC 3339), age (15m, 2h) or revision on.")
 @click.option("--until", type=POINT, metavar="POINT", help="Up to before this time or age, or up to this revision.")
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Stop after so many events.")
+@click.option("--limit", type=Count(min=1), metavar="N", help="Stop after so many events.")
 @click.option("--reverse", is_flag=True, help="The newest first.")
 @click.option("--writer", metavar="NAME_OR_ID", help="Only what this agent, or this execution, wrote.")
 @scope_options

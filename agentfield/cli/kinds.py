@@ -1,4 +1,4 @@
-"""What people write on a command line for a span of time, a point in history and a value, and what it means.
+"""What people write on a command line for a count, a span of time, a point in history and a value, and what it means.
 
 Pure. Invariant: what cannot be understood is wrong usage and never guessed at.
 """
@@ -69,6 +69,18 @@ class _Point(_Points):
         if moment.tzinfo is None:
             self.fail(f"{text!r} has no time zone: add Z for UTC, or an offset such as +02:00", param, ctx)
         return moment
+
+
+class Count(click.IntRange):
+    """A whole number within bounds."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number."""
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter:
+            bounds = f"at least {self.min}" if self.max is None else f"from {self.min} to {self.max}"
+            self.fail(f"{value!r} is not a whole number, {bounds}", param, ctx)
 
 
 DURATION: Final = _Duration()

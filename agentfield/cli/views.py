@@ -13,7 +13,7 @@ import click
 from agentfield.amount import number_of
 from agentfield.cli.connecting import connected
 from agentfield.cli.invocation import Invocation, command
-from agentfield.cli.kinds import DURATION, POINT, Point
+from agentfield.cli.kinds import DURATION, POINT, Count, Point
 from agentfield.cli.output import Output, Part, age, size, visible
 from agentfield.cli.projecting import chosen_store, store_option
 from agentfield.cli.scopes import scope_options
@@ -46,7 +46,7 @@ as_is_option = click.option("--as-is", is_flag=True, help="Ask the view as it is
 @click.option("--key", metavar="KEY_OR_PATTERN", help="Of this key, or of the keys that match.")
 @click.option("--since", type=POINT, metavar="POINT", help="From this time (RFC 3339), age (15m, 2h) or revision on.")
 @click.option("--until", type=POINT, metavar="POINT", help="Up to before this time or age, or up to this revision.")
-@click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, metavar="N", help="So many.")
+@click.option("--limit", type=Count(min=1), default=50, show_default=True, metavar="N", help="So many.")
 @click.option("--oldest", is_flag=True, help="The oldest ones, if there are more; else the newest.")
 @as_is_option
 @store_option
@@ -93,7 +93,7 @@ def timeline_command(
 
 @command("metrics")
 @click.option("--since", type=DURATION, metavar="TIME", default=3600.0, help="How far back rates go.  [default: 1h]")
-@click.option("--top", type=click.IntRange(min=1), default=10, show_default=True, metavar="N", help="So many of each.")
+@click.option("--top", type=Count(min=1), default=10, show_default=True, metavar="N", help="So many of each.")
 @as_is_option
 @store_option
 def metrics_command(invocation: Invocation, since: float, top: int, as_is: bool, store: Path | None) -> None:

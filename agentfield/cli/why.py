@@ -10,6 +10,7 @@ import click
 
 from agentfield.cli.connecting import connected
 from agentfield.cli.invocation import LOOKING_BACK, Invocation, command
+from agentfield.cli.kinds import Count
 from agentfield.cli.output import Output, moment, shortened, visible
 from agentfield.cli.scopes import choices, named, scope_options, to_read
 from agentfield.cli.waiting import wait
@@ -37,7 +38,7 @@ _OTHERS: Final = {"previous_data", "previous_revision"}
 
 @command("why", takes=LOOKING_BACK)
 @click.argument("key")
-@click.option("--revision", type=click.IntRange(min=1), metavar="N", help="Start from this event, not from the last.")
+@click.option("--revision", type=Count(min=1), metavar="N", help="Start from this event, not from the last.")
 @scope_options
 def why_command(invocation: Invocation, key: str, revision: int | None, scope: AnyScope | None) -> None:
     """Show what led to a value, back to the root.

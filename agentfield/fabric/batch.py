@@ -17,7 +17,7 @@ from typing import NamedTuple
 import orjson
 
 from agentfield.amount import number_of
-from agentfield.codec import EVENT_ID
+from agentfield.codec import EVENT_ID, Record
 from agentfield.errors import ClosedError, InvalidInputError, OutcomeUnknownError, UnavailableError
 from agentfield.execution import new_id
 from agentfield.fabric.connection import Connection
@@ -74,7 +74,7 @@ async def append_batch(
     log's last sequence, so that it is known beforehand where each item will be. Raises :class:`Conflict`
     (an expectation did not hold; nothing is stored), :class:`UnavailableError` (nothing is stored),
     :class:`OutcomeUnknownError` (sent and never answered: all of it may be stored, or nothing), and
-    :class:`InvalidInputError` (too many, or one too large; nothing was sent).
+    :class:`InvalidInputError` (too many, or one too large: nothing was sent; or the ids of other events).
     """
     check_count(len(items))
     for item in items:
@@ -192,7 +192,30 @@ async def _stored(log: Log, items: Sequence[BatchItem], *, known: bool) -> int |
         found = await _find(log, item.subject, id, min(recent, 1 + max(after, default=0)), last.sequence)
         if found is not None:
             return found
-    return await _find(log, ">", id, recent) if known else None
+    return await _elsewhere(log, items, recent) if known else None
+
+
+async def _elsewhere(log: Log, items: Sequence[BatchItem], start: int) -> int | None:
+    """Where the last item is stored, under whichever subject.
+
+    Raises :class:`InvalidInputError` if it is nowhere, but another item is: then the ids belong to several batches, and
+    the server will never take this one.
+    """
+    ids = {item.headers[EVENT_ID] for item in items}
+    taken: Record | None = None
+    async with aclosing(log.read([">"], start=start)) as records:
+        async for record in records:
+            id = record.headers.get(EVENT_ID)
+            if id == items[-1].headers[EVENT_ID]:
+                return record.sequence
+            if id in ids:
+                taken = record
+    if taken is not None:
+        raise InvalidInputError(
+            f"the event id {taken.headers[EVENT_ID]!r} was used for another write, revision {taken.sequence}: nothing "
+            "was written; give a write an id of its own, or leave that out"
+        )
+    return None
 
 
 async def _find(log: Log, subject: str, id: str, start: int, stop: int | None = None) -> int | None:

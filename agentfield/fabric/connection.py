@@ -306,7 +306,7 @@ class Connection:
             if error is not None or not connecting.done():
                 reason = f": {error}" if error is not None and str(error) else ""
                 raise UnavailableError(
-                    f"no NATS server answered at {self._where} within {timeout:g} s{reason}; nothing was stored"
+                    f"no NATS server answered at {self._where} within {timeout:g} s{reason}; nothing was sent"
                 )
             for subscription in list(self._subscriptions):
                 await subscription.attach(client)
@@ -358,6 +358,11 @@ class Connection:
     def state(self) -> ConnectionState:
         """Connected, reconnecting (for as long as it takes), or closed for good."""
         return self._state
+
+    @property
+    def hears(self) -> bool:
+        """Whether an answer can come. At the end of an event loop it cannot: what reads was cancelled with the rest."""
+        return self._state == "connected" and not _is_stuck(self._current())
 
     @property
     def client(self) -> Client:

@@ -137,8 +137,12 @@ class Reader:
         name, self._name = self._name, ""
         if not name or self._connection.state != "connected":
             return
+        subject = f"{API}.CONSUMER.DELETE.{self._stream}.{name}"
         try:
-            await self._connection.request(f"{API}.CONSUMER.DELETE.{self._stream}.{name}", timeout=2.0)
+            if self._connection.hears:
+                await self._connection.request(subject, timeout=2.0)
+            else:
+                await self._connection.publish(subject)  # it goes out before the connection closes
         except (Fault, UnavailableError, ClosedError) as error:
             logger.debug("deleting consumer %s: %s", name, error)
 

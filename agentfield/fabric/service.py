@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 
 from agentfield.amount import number_of
-from agentfield.errors import ClosedError, InvalidInputError, UnavailableError
+from agentfield.errors import ClosedError, InvalidInputError, UnavailableError, text_of
 from agentfield.execution import Execution, from_headers, new_id
 from agentfield.fabric.call_protocol import (
     BUSY,
@@ -220,8 +220,11 @@ class Service:
         except asyncio.CancelledError:
             failure = self._cancelled(call)
         except (Exception, SystemExit) as error:  # whatever a reasoner raises belongs to its caller
-            logger.warning("%s.%s raised %r (execution %s)", self.name, call.name, error, call.id, exc_info=True)
-            failure = Failure(RAISED, str(error), type(error).__name__)
+            said, kind = text_of(error), type(error).__name__
+            logger.warning(
+                "%s.%s raised %s: %s (execution %s)", self.name, call.name, kind, said, call.id, exc_info=True
+            )
+            failure = Failure(RAISED, said, kind)
         finally:
             self._running.pop(call.id, None)
         elapsed = time.perf_counter_ns() - began

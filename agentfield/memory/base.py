@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Self
 
 from agentfield import execution
@@ -16,6 +17,9 @@ from agentfield.memory.scoped import FabricSource, Scoped
 from agentfield.schema import Schemas
 from agentfield.scope import ScopeKind
 
+Declaring = Callable[[str], None]
+"""Told the name of a handler before it is taken in; raises if its agent takes no more."""
+
 
 class Base(Scoped):
     """Identity, surroundings and views; the operations are in the classes built on this one."""
@@ -28,8 +32,10 @@ class Base(Scoped):
         actor_id: str | None = None,
         lifetimes: Lifetimes | None = None,
         seen: Seen | None = None,
+        declaring: Declaring | None = None,
     ) -> None:
         super().__init__(fabric, Schemas(), agent=agent, actor_id=actor_id)
+        self._declaring = declaring
         self._lifetimes = lifetimes or Lifetimes()
         self._last_here: tuple[Execution | None, tuple[Place, Seen]] | None = None
         self._last_writer: tuple[Execution | None, Writer] | None = None

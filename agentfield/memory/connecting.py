@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, NoReturn
 
+from agentfield.amount import check_span
 from agentfield.archive.reading import Archive
 from agentfield.errors import InvalidInputError
 from agentfield.fabric.fabric import Fabric
@@ -16,10 +17,15 @@ from agentfield.fabric.jetstream import PATIENCE
 from agentfield.local import ensure_server
 from agentfield.memory.lifetime import Lifetimes, Periods
 from agentfield.memory.memory import Memory
+from agentfield.naming import check_text, shown
 from agentfield.settings import Settings
 from agentfield.subject import check_namespace
 
 _ENTER: Final = "write `async with agentfield.connect() as memory:` and use memory inside the block"
+
+
+_NEWCOMER: Final = 5.0
+"""Seconds within which a server that is there answers a newcomer."""
 
 
 async def open_fabric(
@@ -29,6 +35,7 @@ async def open_fabric(
     name: str,
     settings: Settings,
     archive: str | os.PathLike[str] | None = None,
+    connect_timeout: float = _NEWCOMER,
     timeout: float = PATIENCE,
 ) -> Fabric:
     """The fabric at ``url``, else where the settings say, else on the local embedded server, started if need be.
@@ -37,8 +44,9 @@ async def open_fabric(
     """
     chosen = settings.namespace if namespace is None else namespace
     check_namespace(chosen)
+    check_url(url)
     where = url or settings.nats_url or (await ensure_server(settings.home)).url
-    fabric = await Fabric.open(where, namespace=chosen, name=name, timeout=timeout)
+    fabric = await Fabric.open(where, namespace=chosen, name=name, connect_timeout=connect_timeout, timeout=timeout)
     fabric.log.earlier = archive_for(chosen, settings, archive)
     return fabric
 
@@ -52,6 +60,14 @@ def archive_for(namespace: str, settings: Settings, archive: str | os.PathLike[s
         return Archive(Path(archive).expanduser().absolute())
     chosen = settings.archive_of(namespace)
     return Archive(chosen) if settings.archive is not None or chosen.is_dir() else None
+
+
+def check_url(url: object) -> None:
+    """Raises InvalidInputError unless this is None or text; whether it is a URL is found out where it is used."""
+    if url is not None and not isinstance(url, str):
+        raise InvalidInputError(
+            f"nats_url={shown(url)}: a text such as 'nats://127.0.0.1:4222', with a comma between several servers"
+        )
 
 
 class Connecting(AbstractAsyncContextManager[Memory, None]):
@@ -106,9 +122,9 @@ def connect(
 
     ``nats_url`` and ``namespace`` default as for an agent. ``actor_id`` gives it an actor scope of its own; ``name`` is
     what the server's tools show; ``archive`` is the directory in which what was trimmed off the log is kept, by default
-    ``AGENTFIELD_ARCHIVE``; ``timeout`` is how long one operation may take, in seconds, an outage included. Entering it
-    raises :class:`UnavailableError`, :class:`AccessDeniedError`, :class:`IncompatibleServerError`,
-    :class:`InvalidInputError`.
+    ``AGENTFIELD_ARCHIVE``; ``timeout`` is how long one operation may take, in seconds, an outage included, and how long
+    entering waits for a server to answer. Entering it raises :class:`UnavailableError`, :class:`AccessDeniedError`,
+    :class:`IncompatibleServerError`, :class:`InvalidInputError`.
     """
     return Connecting(_connected(nats_url, namespace, actor_id, archive, name, timeout))
 
@@ -122,8 +138,18 @@ async def _connected(
     name: str,
     timeout: float,
 ) -> AsyncIterator[Memory]:
+    check_text(name, "name")
+    seconds = check_span(timeout, "timeout")
     settings = Settings.load()
-    fabric = await open_fabric(nats_url, namespace, name=name, settings=settings, archive=archive, timeout=timeout)
+    fabric = await open_fabric(
+        nats_url,
+        namespace,
+        name=name,
+        settings=settings,
+        archive=archive,
+        connect_timeout=seconds,
+        timeout=seconds,
+    )
     lifetimes = Lifetimes(Periods(workflow=settings.workflow_grace, session=settings.session_idle))
 
     async def source() -> Fabric:

@@ -56,7 +56,8 @@ class Events(Base):
         ``concurrency`` keys are handled in parallel. A handler that raises, or takes longer than ``timeout`` seconds,
         is tried ``retries`` more times with growing pauses; then the event goes to the dead letters.
 
-        Raises :class:`InvalidInputError` at the declaration for anything that could never work.
+        Raises :class:`InvalidInputError` at the declaration for anything that could never work, and if the agent serves
+        already; :class:`ClosedError` if it is closed.
         """
         if self._agent is None:
             raise InvalidInputError(
@@ -87,6 +88,8 @@ class Events(Base):
                     f"agent {self._agent!r} has a handler named {declared.name!r} already: its progress is kept under "
                     "that name, so give this one another with on_change(…, name=…)"
                 )
+            if self._declaring is not None:
+                self._declaring(declared.name)
             self.registrations.append(declared)
             return function
 

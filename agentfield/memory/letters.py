@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 
 from agentfield.codec import Record
-from agentfield.errors import DecodeError, ResyncRequired
+from agentfield.errors import DecodeError, ResyncRequired, text_of
 from agentfield.event import Event
 
 _LONGEST_TEXT = 20_000
@@ -145,10 +145,7 @@ def requested(record: Record) -> int:
 
 def said(error: BaseException, most: int = _LONGEST_TEXT) -> str:
     """What an exception says, whatever it is."""
-    try:
-        return _storable(str(error), most)
-    except Exception:  # noqa: BLE001  # its own __str__ fails
-        return f"({type(error).__name__} cannot say what it is about)"
+    return _storable(text_of(error), most)
 
 
 def _storable(text: str, most: int = _LONGEST_TEXT) -> str:

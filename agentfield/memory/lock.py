@@ -20,7 +20,7 @@ import orjson
 
 from agentfield import execution
 from agentfield.amount import check_span
-from agentfield.codec import Record, check_ttl, encode_event, is_delete
+from agentfield.codec import Record, encode_event, is_delete
 from agentfield.errors import AgentFieldError, InvalidInputError, LockLostError, UnavailableError
 from agentfield.event import Writer
 from agentfield.fabric.batch import Expectation
@@ -53,7 +53,7 @@ class Lock:
         ttl: float,
         timeout: float | None,
     ) -> None:
-        self.ttl = check_ttl(ttl)
+        self.ttl = check_span(ttl, "ttl", remedy="; the lease is renewed while the lock is held, so 30 will mostly do")
         if self.ttl < MIN_TTL:
             raise InvalidInputError(
                 f"ttl={ttl:g} s: a lease of at least {MIN_TTL:g} s, since it must outlast one slow write"

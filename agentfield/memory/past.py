@@ -62,6 +62,8 @@ class Past(Listing):
         as_type: type[T],
     ) -> T: ...
 
+    # What type checkers do not take for a type, though it is one: int | None, Literal, Annotated.
+    @overload
     async def get(
         self,
         key: str,
@@ -69,7 +71,17 @@ class Past(Listing):
         scope: str | None = None,
         scope_id: str | None = None,
         *,
-        as_type: type[Any] | None = None,
+        as_type: Any,
+    ) -> Any: ...
+
+    async def get(
+        self,
+        key: str,
+        default: Any = None,
+        scope: str | None = None,
+        scope_id: str | None = None,
+        *,
+        as_type: Any = None,
     ) -> Any:
         """The value that a key had, or ``default`` if it had none; ``as_type`` as for the present's ``get``."""
         fabric, found = await self._find(key, scope, scope_id)

@@ -58,6 +58,8 @@ class Reads(Base, Listing):
         consistency: Consistency = "strong",
     ) -> T: ...
 
+    # What type checkers do not take for a type, though it is one: int | None, Literal, Annotated.
+    @overload
     async def get(
         self,
         key: str,
@@ -65,14 +67,25 @@ class Reads(Base, Listing):
         scope: str | None = None,
         scope_id: str | None = None,
         *,
-        as_type: type[Any] | None = None,
+        as_type: Any,
+        consistency: Consistency = "strong",
+    ) -> Any: ...
+
+    async def get(
+        self,
+        key: str,
+        default: Any = None,
+        scope: str | None = None,
+        scope_id: str | None = None,
+        *,
+        as_type: Any = None,
         consistency: Consistency = "strong",
     ) -> Any:
         """The value of a key, or ``default`` if it has none. ``None`` can be a value; use ``exists`` to tell.
 
-        ``as_type`` validates the value into a type: a Pydantic model, a dataclass, ``datetime``, ``list[int]``…;
-        :class:`InvalidInputError` if it does not fit. Without it, a key that is bound by ``schema`` gives its model.
-        The default is returned as it is. ``consistency``: see :data:`Consistency`.
+        ``as_type`` validates the value into a type: a Pydantic model, a dataclass, ``datetime``, ``list[int]``,
+        ``int | None``…; :class:`InvalidInputError` if it does not fit. Without it, a key that is bound by ``schema``
+        gives its model. The default is returned as it is. ``consistency``: see :data:`Consistency`.
         """
         if consistency == "cached" and as_type is None and not self.schemas:
             content = self._glance(key, scope, scope_id)

@@ -10,7 +10,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from agentfield.codec import EVENT_HEADER, Record, decode_data, decode_entry, decode_event, reference_of, validate_as
+from agentfield.codec import (
+    EVENT_HEADER,
+    Record,
+    decode_data,
+    decode_entry,
+    decode_event,
+    had_run_out,
+    reference_of,
+    validate_as,
+)
 from agentfield.errors import DecodeError
 from agentfield.event import Entry, Event
 from agentfield.fabric.fabric import Fabric
@@ -34,7 +43,7 @@ class Resolver:
         self._fabric = fabric
         self._schemas = schemas
 
-    async def value(self, record: Record, as_type: type[Any] | None = None) -> Any:
+    async def value(self, record: Record, as_type: Any = None) -> Any:
         """The value a record sets; with ``as_type``, validated into that type instead of the one its schema says."""
         record = await self._whole(record)
         if record.erased:
@@ -74,7 +83,7 @@ class Resolver:
     async def event(self, record: Record, previous: Record | None = None) -> Event:
         """The event of a record, given the one before it of the same key."""
         record = await self._whole(record)
-        if previous is not None:
+        if previous is not None and not had_run_out(previous, record):
             previous = await self._whole(previous)
         return decode_event(record, self._fabric.subjects, previous, schemas=self._schemas)
 

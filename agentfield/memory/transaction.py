@@ -165,7 +165,7 @@ class Transaction:
         scope: str | None = None,
         scope_id: str | None = None,
         *,
-        as_type: type[Any] | None = None,
+        as_type: Any = None,
     ) -> Any:
         """The value of a key as ``Memory.get`` finds it, and from now on part of what the commit re-checks."""
         fabric = self._open()
@@ -309,4 +309,4 @@ class Transaction:
         now = fabric.log.now()
         for seen in self._seen.values():
             if seen.live and seen.record is not None and not is_live(seen.record, now):
-                raise ConflictError(seen.key, expected=seen.revision, actual=0)
+                raise ConflictError.of_expired(seen.key, seen.revision)

@@ -29,10 +29,10 @@ class Typed(Base):
         Reads and events give instances. ``get(…, as_type=…)`` with another type gives what is stored as that type.
 
         Each event names the schema (``name``, by default the model's) and its ``version``. ``upcast`` maps a version n
-        to a function that makes the data of version n + 1 out of its, as JSON values; a read lifts older data with it,
-        step by step. Data that names no schema counts as version 1. Data of a newer version, or of another schema, is a
-        :class:`DecodeError`. Of several patterns that match a key, one that is just this key counts; otherwise the key
-        cannot be used until the patterns are told apart.
+        to a plain function that makes the data of version n + 1 out of its, as JSON values; a read lifts older data
+        with it, step by step. Data that names no schema counts as version 1. Data of a newer version, or of another
+        schema, is a :class:`DecodeError`. Of several patterns that match a key, one that is just this key counts;
+        otherwise the key cannot be used until the patterns are told apart.
 
         Works at import time. Raises :class:`InvalidInputError` for what could never work.
         """

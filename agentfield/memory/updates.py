@@ -83,7 +83,7 @@ class Updates(Storing):
             left = ttl if ends is None else (ends - fabric.log.now()) / 1e9
             try:
                 if ends is not None and left is not None and left <= 0:
-                    raise ConflictError(key, expected=expected, actual=0)  # it has expired while the function ran
+                    raise ConflictError.of_expired(key, expected)  # while the function ran
                 write = prepare(
                     fabric,
                     target,

@@ -25,7 +25,15 @@ from agentfield.memory.state import holds_something, is_live
 from agentfield.memory.storing import is_event, last_record, place_of
 from agentfield.memory.transaction import Transaction
 from agentfield.memory.updates import Updates
-from agentfield.memory.writing import Write, check_event_id, check_revision, check_write, prepare, store_together
+from agentfield.memory.writing import (
+    Write,
+    check_event_id,
+    check_revision,
+    check_same,
+    check_write,
+    prepare,
+    store_together,
+)
 
 _DELETE_TRIES = 10
 _FIRST_PAUSE = 0.002
@@ -52,8 +60,8 @@ class Writes(Updates):
         above 0) the entry expires. With ``if_revision`` the write happens only if the key's revision is still that one
         (0: the key has never been written); otherwise :class:`ConflictError`, and nothing is stored. With ``fence`` (a
         held lock) it happens only if the lock is still ours, by the server's word; otherwise :class:`LockLostError`.
-        ``event_id`` repeats a write whose outcome was unknown, without storing it twice. In a handler, a write is
-        recognised by itself when its event comes again.
+        ``event_id`` repeats a write whose outcome was unknown, without storing it twice; that of a write to another key
+        is an :class:`InvalidInputError`. In a handler, a write is recognised by itself when its event comes again.
         """
         check_revision(if_revision)
         check_write(key, ttl, event_id)
@@ -100,7 +108,13 @@ class Writes(Updates):
                 if made is not None:
                     return made
                 self._refused(id)
-                raise ConflictError(key, expected=0, actual=record.sequence)
+                raise ConflictError(
+                    key,
+                    expected=0,
+                    actual=record.sequence,
+                    message=f"{key!r} has a value already, of revision {record.sequence}; nothing was written: "
+                    "set() replaces a value, update() makes a new one of it",
+                )
             try:
                 return await self._store(fabric, write, record.sequence if record else 0)
             except ConflictError:
@@ -157,7 +171,8 @@ class Writes(Updates):
     ) -> int:
         """Store several values, all or none, and return the revision of the last; at most 1,000 at once.
 
-        ``event_id`` repeats a set_many of the same values whose outcome was unknown, without storing it twice.
+        ``event_id`` repeats a set_many of the same values whose outcome was unknown, without storing it twice; that of
+        a write to other keys is an :class:`InvalidInputError`.
         """
         if not isinstance(values, Mapping):
             raise InvalidInputError(f"set_many of a {type(values).__name__}: give a dict of keys and values")
@@ -191,6 +206,8 @@ class Writes(Updates):
                 f"{error}; the same set_many with event_id={batch!r} within two minutes cannot store it twice",
                 event_id=batch,
             ) from None
+        if event_id is not None:
+            await check_same(fabric, writes, revision)
         self.seen.saw(revision)
         return revision
 

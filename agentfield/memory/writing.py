@@ -18,8 +18,15 @@ from typing import NamedTuple
 
 from agentfield import execution
 from agentfield.amount import number_of
-from agentfield.codec import check_ttl, encode_event
-from agentfield.errors import AgentFieldError, ConflictError, InvalidInputError, UnavailableError
+from agentfield.codec import EVENT_ID, check_ttl, encode_event
+from agentfield.errors import (
+    AgentFieldError,
+    ClosedError,
+    ConflictError,
+    InvalidInputError,
+    OutcomeUnknownError,
+    UnavailableError,
+)
 from agentfield.event import Operation, Reason, Writer
 from agentfield.fabric.batch import BatchItem, Expectation, append_batch, check_count
 from agentfield.fabric.fabric import Fabric
@@ -146,16 +153,48 @@ async def store(
     if write.large or vault_for(fabric, write) is not None:
         expectations = [] if expected is None else [Expectation(write.subject, expected)]
         try:
-            return await store_together(fabric, lifetimes, [write], expectations, repeated=repeated)
+            sequence = await store_together(fabric, lifetimes, [write], expectations, repeated=repeated)
         except Conflict as conflict:
             raise ConflictError(write.key, expected=expected, actual=conflict.actual) from None
+        if repeated:
+            await check_same(fabric, [write], sequence)
+        return sequence
     first = await _set_timers(fabric, lifetimes, [write])
     try:
         ack = await fabric.log.append(write.subject, write.payload, write.headers, expected=expected, repeated=repeated)
     except Conflict as conflict:
         raise ConflictError(write.key, expected=expected, actual=conflict.actual) from None
+    if repeated and ack.duplicate:
+        await check_same(fabric, [write], ack.sequence)
     await _catch_up(fabric, [write], first)
     return ack.sequence
+
+
+async def check_same(fabric: Fabric, writes: Sequence[Write], sequence: int) -> None:
+    """See that what lies at ``sequence``, and just before, are these writes, which were given the id of earlier ones.
+
+    The server takes a write whose id it knows for a repetition, whatever it is about. Raises
+    :class:`InvalidInputError` if the id belongs to writes to other keys: none of these is stored then.
+    """
+    id = writes[-1].headers[EVENT_ID]
+    try:
+        if len(writes) == 1:
+            record = await fabric.log.at(sequence)
+            found = [] if record is None else [record]
+        else:
+            found = [each async for each in fabric.log.read([">"], start=sequence - len(writes) + 1, stop=sequence)]
+    except (UnavailableError, ClosedError) as error:
+        raise OutcomeUnknownError(
+            f"something is stored as event_id={id!r}, but whether it is this write could not be asked ({error})",
+            event_id=id,
+        ) from None
+    meant = {(write.subject, write.headers[EVENT_ID]) for write in writes}
+    others = any((record.subject, record.headers.get(EVENT_ID)) not in meant for record in found)
+    if others or sequence < len(writes):
+        raise InvalidInputError(
+            f"event_id={id!r} was given to another write before, of other keys, which is stored as revision "
+            f"{sequence}: nothing was written; give a write an id of its own, or leave it out"
+        )
 
 
 async def store_together(

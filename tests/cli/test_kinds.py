@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
@@ -10,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentfield.cli.kinds import DURATION, POINT, value_of
+from agentfield.cli.kinds import DURATION, POINT, Count, value_of
 from agentfield.cli.output import age, moment, shortened, size, visible
+from agentfield.cli.root import root
 from agentfield.errors import InvalidInputError
 
 JSON = st.recursive(
@@ -33,6 +36,31 @@ def test_a_duration_is_seconds_or_has_a_unit(text: str, seconds: float) -> None:
 def test_what_is_no_duration_is_refused(text: str) -> None:
     with pytest.raises(click.BadParameter):
         DURATION.convert(text, None, None)
+
+
+@pytest.mark.parametrize("text", ["x", "", "1.5", "0", "-1", "11"])
+def test_what_is_no_count_is_refused_with_what_it_could_be(text: str) -> None:
+    with pytest.raises(click.BadParameter, match=f"'{re.escape(text)}' is not a whole number, from 1 to 10"):
+        Count(1, 10).convert(text, None, None)
+    assert Count(1, 10).convert("10", None, None) == 10
+    with pytest.raises(click.BadParameter, match="is not a whole number, at least 0"):
+        Count(min=0).convert("x", None, None)
+
+
+def test_every_number_among_the_options_is_a_count() -> None:
+    ranges = [option for option in options(root) if isinstance(option.type, (click.IntRange, click.FloatRange))]
+    assert ranges
+    assert all(isinstance(option.type, Count) for option in ranges)
+
+
+def options(command: click.Command) -> Iterator[click.Parameter]:
+    yield from command.params
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            found = command.get_command(context, name)
+            assert found is not None
+            yield from options(found)
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,22 @@ async def test_a_name_used_twice_is_refused_at_the_declaration(make: MakeAgent) 
             stock.reasoner(name="late")(lambda: None)
 
 
+async def test_what_would_never_run_is_refused_where_it_is_declared(make: MakeAgent) -> None:
+    app = make("app")
+
+    async def late(_: object) -> None: ...
+
+    async with app:
+        for memory in (app.memory, app.memory.global_scope):
+            with pytest.raises(InvalidInputError, match="'app' serves already: define 'late' before it starts"):
+                memory.on_change("k")(late)
+    for declare in (app.memory.on_change("k"), app.reasoner(name="late")):
+        with pytest.raises(ClosedError, match="'app' is closed"):
+            declare(late)
+    assert app.memory.registrations == []
+    assert not app.reasoners
+
+
 async def test_wrong_arguments_name_the_reasoner_the_argument_and_what_was_expected(make: MakeAgent) -> None:
     stock = make("stock")
     ran: list[str] = []

@@ -32,6 +32,13 @@ from tests.support import NatsServer, eventually
 Handler = Callable[[bytes], Awaitable[bytes]]
 
 
+class Unspeakable(Exception):
+    """Cannot even say what it is."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
 class Net:
     """Connections, services and callers of one namespace, all closed at the end."""
 
@@ -194,7 +201,10 @@ async def test_refused_arguments_are_an_input_error_and_a_raised_error_a_remote_
     async def leave(payload: bytes) -> bytes:
         raise SystemExit(3)
 
-    await net.service("stock", refuse=refuse, fail=fail, leave=leave)
+    async def stammer(payload: bytes) -> bytes:
+        raise Unspeakable
+
+    await net.service("stock", refuse=refuse, fail=fail, leave=leave, stammer=stammer)
     calls = await net.calls()
     with pytest.raises(InvalidInputError, match="argument 'x' is missing"):
         await call(calls, "stock.refuse")
@@ -211,6 +221,8 @@ async def test_refused_arguments_are_an_input_error_and_a_raised_error_a_remote_
     )
     with pytest.raises(RemoteError, match="SystemExit"):
         await call(calls, "stock.leave")
+    with pytest.raises(RemoteError, match=r"raised Unspeakable: .*cannot say what it is about"):
+        await call(calls, "stock.stammer")
 
 
 async def test_calls_of_one_endpoint_run_concurrently(net: Net) -> None:

@@ -10,8 +10,11 @@ import pytest
 
 from agentfield import ConflictError, InvalidInputError, Memory, OutcomeUnknownError, connect
 from agentfield.execution import new_id
+from agentfield.fabric.batch import BatchItem, append_batch
+from agentfield.fabric.fabric import Fabric
 from agentfield.memory import merges
 from tests.support import NatsServer, eventually
+from tests.support.events import headers, subject
 
 Connect = Callable[[], Awaitable[Memory]]
 
@@ -112,12 +115,52 @@ async def test_repeating_a_set_many_of_unknown_outcome_stores_it_once(fresh_serv
         assert [event.data for event in await history(memory, "*")] == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("value", [2, "x" * 300_000], ids=["small", "large"])
+async def test_the_id_of_a_write_to_another_key_is_refused_instead_of_taken_for_a_repetition(
+    memory: Memory, value: Any
+) -> None:
+    revision = await memory.set("key", 1, event_id="id-1")
+    assert await memory.set("key", 1, event_id="id-1") == revision
+    with pytest.raises(InvalidInputError, match=rf"'id-1' was given to another write.*revision {revision}: nothing"):
+        await memory.set("other", value, event_id="id-1")
+    assert not await memory.exists("other")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"a": 1, "d": 2}, {"d": 1, "b": 2}, {"d": 1}, {"a": 1, "b": 2, "c": 3}, {"c": 0, "a": 1, "b": 2}],
+    ids=str,
+)
+async def test_the_id_of_another_set_many_is_refused_at_once(memory: Memory, values: dict[str, int]) -> None:
+    first = {"a": 1, "b": 2}
+    revision = await memory.set_many(first, event_id="id-1")
+    await memory.set("a", 3)
+    async with asyncio.timeout(5):
+        with pytest.raises(InvalidInputError, match="'id-1' was given to another write"):
+            await memory.set_many(values, event_id="id-1")
+    assert await memory.set_many(first, event_id="id-1") == revision
+    assert await memory.get_many(["a", "b", "c", "d"]) == {"a": 3, "b": 2}
+
+
+async def test_a_batch_that_takes_a_part_of_another_ones_ids_is_refused_at_once(fabric: Fabric) -> None:
+    def items(**ids: str) -> list[BatchItem]:
+        return [BatchItem(subject(fabric, key), b"1", headers(id)) for key, id in ids.items()]
+
+    await append_batch(fabric.log, items(a="id-1", b="id-2"))
+    async with asyncio.timeout(5):
+        with pytest.raises(InvalidInputError, match="the event id 'id-1' was used for another write, revision 1"):
+            await append_batch(fabric.log, items(a="id-1", b="id-3"))
+    assert (await fabric.log.state())["messages"] == 2
+
+
 # -- create -----------------------------------------------------------------------------------------------------------
 
 
 async def test_create_stores_only_where_there_is_no_value(memory: Memory) -> None:
     revision = await memory.create("key", 1)
-    with pytest.raises(ConflictError) as conflict:
+    with pytest.raises(
+        ConflictError, match="'key' has a value already, of revision 1; nothing was written"
+    ) as conflict:
         await memory.create("key", 2)
     assert (conflict.value.key, conflict.value.expected, conflict.value.actual) == ("key", 0, revision)
     assert await memory.get("key") == 1

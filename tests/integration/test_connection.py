@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from agentfield import AccessDeniedError, ClosedError, InvalidInputError, UnavailableError
+from agentfield import AccessDeniedError, ClosedError, InvalidInputError, UnavailableError, connect
 from agentfield.fabric.connection import Connection, ConnectionState, Message
 from agentfield.fabric.faults import ConnectionLostFault, NoAnswerFault, NoRespondersFault
 from agentfield.fabric.log import Log
@@ -85,6 +85,12 @@ async def test_where_nobody_listens_opening_ends_at_its_deadline() -> None:
     with pytest.raises(UnavailableError, match=r"no NATS server answered at nats://127\.0\.0\.1:1 within 0\.5 s"):
         await Connection.open("nats://127.0.0.1:1", namespace="test", name="test", timeout=0.5)
     assert asyncio.get_running_loop().time() - started < 2
+
+
+async def test_entering_waits_for_a_server_as_long_as_an_operation_may_take() -> None:
+    async with asyncio.timeout(4):
+        with pytest.raises(UnavailableError, match=r"within 0\.3 s"):
+            await connect("nats://127.0.0.1:1", timeout=0.3).__aenter__()
 
 
 async def test_a_port_where_something_else_listens_is_no_server() -> None:

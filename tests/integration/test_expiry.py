@@ -6,7 +6,7 @@ import random
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from datetime import timedelta
 from typing import NamedTuple
 
@@ -78,6 +78,29 @@ async def test_without_any_worker_an_expired_value_is_absent_all_the_same(memory
     assert await memory.get_many(["key", "other", "stays"]) == {"stays": 3}
     assert [entry.key async for entry in memory.items()] == ["stays"]
     assert await operations(memory) == [("set", None, None)]
+
+
+async def test_a_value_that_had_run_out_is_nothing_that_its_key_held_before(
+    memory: Memory, server: NatsServer, namespace: str
+) -> None:
+    await memory.set_many({"small": 1, "large": "x" * 70_000}, ttl=0.3)
+    await eventually(lambda: _absent(memory, "large"))
+    for key in ("small", "large"):  # nobody has made an event of the end so far
+        assert await operations(memory, key) == [("set", None, None)]
+        await memory.set(key, "paid")
+        forward = await events(memory, key)
+        backward = [event async for event in memory.history(key, reverse=True)]
+        assert backward == forward[::-1]
+        assert (forward[1].previous_data, forward[1].previous_revision) == (None, forward[0].revision)
+        async with aclosing(memory.watch(key, start=forward[1].revision)) as watch:
+            assert await anext(watch) == forward[1]
+
+    app = Agent("listener", nats_url=server.url, namespace=namespace)
+    heard: list[Event] = []
+    app.memory.on_change("*", start="all")(heard.append)
+    async with app:
+        await eventually(lambda: len(heard) == 4)
+    assert [event.previous_data for event in heard] == [None] * 4
 
 
 @pytest.mark.usefixtures("worker")
@@ -623,7 +646,8 @@ def _check_history(found: list[Event]) -> None:
     previous: Event | None = None
     for event in found:
         assert event.previous_revision == (previous.revision if previous else None)
-        assert event.previous_data == (previous.data if previous else None)
+        gone = previous is None or (event.reason != "expired" and _expires(previous) <= event.timestamp.timestamp())
+        assert event.previous_data == (None if previous is None or gone else previous.data)
         assert event.data != "lost", "a write that failed stored something"
         if event.reason == "expired":
             assert previous is not None

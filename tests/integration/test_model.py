@@ -196,7 +196,9 @@ async def test_whatever_several_programs_write_at_once_the_log_the_bucket_and_al
     last: dict[str, Event] = {}
     for event in events:
         before = last.get(event.key)
-        assert event.previous_data == (before.data if before else None)
+        ended = before is not None and before.expires_at is not None and before.expires_at <= event.timestamp
+        was = None if before is None or (ended and event.reason != "expired") else before.data
+        assert event.previous_data == was
         assert event.previous_revision == (before.revision if before else None)
         last[event.key] = event
         if event.operation == "set":

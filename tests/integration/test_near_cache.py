@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from agentfield.errors import InvalidInputError
 from agentfield.execution import Seen
 from agentfield.memory.cache import NearCache
 from agentfield.scope import Scope
-from tests.support import NatsServer
+from tests.support import NatsServer, eventually
 
 SCOPES = ("workflow", "session", "actor", "global")
 KEYS = ("a", "b_c")
@@ -131,3 +132,27 @@ async def test_a_crowded_cache_keeps_what_is_looked_at(server: NatsServer, names
             await cache.last([subject], 0)
             assert cache.glance(favourite, Seen()) == b"0"
         assert cache.freshness.keys == 10
+
+
+def test_a_cache_that_nobody_closes_does_not_hold_up_the_end_of_its_loop(server: NatsServer, namespace: str) -> None:
+    agent = Agent("script", nats_url=server.url, namespace=namespace)
+
+    async def read() -> None:
+        await agent.memory.set("k", 1)
+        assert await agent.memory.get("k", consistency="cached") == 1
+
+    with asyncio.Runner() as runner:
+        runner.run(read())
+        ended = time.monotonic()
+    assert time.monotonic() - ended < 1, "nobody reads any more: an answer that is waited for cannot come"
+
+    async def readers() -> int:
+        async with connect(server.url, namespace=namespace) as memory:
+            fabric = await memory._fabric()
+            return int((await fabric.log.state())["consumer_count"])
+
+    assert asyncio.run(eventually(lambda: _none(readers), what="its reader is gone from the server"))
+
+
+async def _none(count: Callable[[], Awaitable[int]]) -> bool:
+    return await count() == 0

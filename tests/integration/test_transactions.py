@@ -236,9 +236,12 @@ async def test_a_value_that_ran_out_before_the_commit_stops_it(memory: Memory) -
                 tx.set("written", 1)
             await eventually(lambda: _absent(memory, "read"))
 
-        with pytest.raises(ConflictError) as conflict:
+        with pytest.raises(
+            ConflictError, match=r"'read' is at revision .* still, but its value has expired"
+        ) as conflict:
             await transact(memory, body)
-        assert (conflict.value.key, conflict.value.actual) == ("read", 0)
+        revision = conflict.value.expected
+        assert (conflict.value.key, conflict.value.actual) == ("read", revision), "nothing was written after it"
     assert not await memory.exists("written")
 
 

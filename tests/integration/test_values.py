@@ -3,13 +3,13 @@
 import enum
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
-from typing import Any
+from typing import Annotated, Any, Literal, assert_type
 from uuid import UUID
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from agentfield import InvalidInputError, Memory
 
@@ -90,3 +90,18 @@ async def test_as_type_gives_the_value_back_in_its_type(memory: Memory) -> None:
     with pytest.raises(InvalidInputError, match="confidence"):
         await memory.get("k", as_type=Sentiment)
     assert await memory.get("absent", None, as_type=Sentiment) is None
+
+
+async def test_whatever_stands_for_a_type_can_be_read_as_one(memory: Memory) -> None:
+    await memory.set("k", None)
+    past = memory.as_of(await memory.set("other", 1))
+    found: int | None = await memory.get("k", as_type=int | None)  # a type checker has to agree with these lines
+    before: int | None = await past.get("k", as_type=int | None)
+    assert (found, before) == (None, None)
+    await memory.set("k", "b")
+    letter: Literal["a", "b"] = await memory.get("k", as_type=Literal["a", "b"])
+    text: str = await memory.get("k", as_type=Annotated[str, Field(max_length=1)])
+    assert (letter, text) == ("b", "b")
+    assert_type(await memory.get("k", as_type=str), str)
+    with pytest.raises(InvalidInputError, match=r"does not fit as_type int \| None"):
+        await memory.get("k", as_type=int | None)

@@ -43,6 +43,13 @@ async def test_text_is_returned_as_it_is() -> None:
     assert model.schemas == [None]
 
 
+async def test_bytes_are_text_and_not_what_python_writes_for_them() -> None:
+    async def model(messages: Any, *, schema: Any) -> bytes:
+        return "größer".encode()
+
+    assert await AI(model).ask("?") == "größer"
+
+
 async def test_texts_system_and_user_become_two_messages() -> None:
     model = Model("ok")
     await AI(model).ask("Analyze", "this", system="Be brief.", user="Ticket 1")

@@ -75,7 +75,8 @@ def test_an_event_comes_back_as_it_was_written(
 ) -> None:
     subject = SUBJECTS.memory(Scope.of("session", scope_id), key)
     headers = encode_event(event_id="id1", operation="set", writer=writer, ttl=ttl)
-    previous = Record(subject, 3, STORED - 10**9, headers, encode_value(before))
+    lasting = encode_event(event_id="id0", operation="set", writer=writer)
+    previous = Record(subject, 3, STORED - 10**9, lasting, encode_value(before))
     event = decode_event(record(headers, encode_value(value), subject=subject), SUBJECTS, previous)
     expected = Event(
         key=key,
@@ -244,6 +245,26 @@ def test_what_agentfield_did_not_write_is_a_decode_error(stored: Record, fault: 
             decode(stored, SUBJECTS)
         assert (caught.value.subject, caught.value.revision) == (stored.subject, 7)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "before"),
+    [
+        ({"ttl": 1.0}, None),
+        ({"ttl": 1.000000001}, "was"),
+        ({"ttl": 5.0, "ends": STORED}, None),
+        ({"ttl": 5.0, "ends": STORED + 1}, "was"),
+    ],
+)
+def test_what_had_run_out_when_an_event_was_stored_was_not_there_before_it(
+    changes: dict[str, Any], before: str | None
+) -> None:
+    previous = Record(SUBJECT, 3, STORED - 10**9, header(**changes), b'"was"')
+    for following in (header(), {**header(type="delete", reason="cleared"), OPERATION: "DEL"}):
+        event = decode_event(record(following), SUBJECTS, previous)
+        assert (event.previous_data, event.previous_revision) == (before, 3)
+    ended = decode_event(record({**header(type="delete", reason="expired"), OPERATION: "DEL"}), SUBJECTS, previous)
+    assert ended.previous_data == "was", "the event of an end tells of what has ended"
 
 
 def test_a_damaged_previous_event_is_named_as_the_one_at_fault() -> None:

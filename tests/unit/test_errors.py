@@ -98,7 +98,11 @@ def test_errors_are_also_the_builtin_kinds_a_python_user_expects() -> None:
     ("error", "text"),
     [
         (ConflictError("k", expected=3, actual=5), "'k' is at revision 5, not revision 3; nothing was written"),
-        (ConflictError("k", expected=0, actual=5), "'k' is at revision 5, not revision 0 (absent); nothing"),
+        (ConflictError("k", expected=0, actual=5), "'k' is at revision 5, not revision 0 (never written); nothing"),
+        (
+            ConflictError.of_expired("k", 3),
+            "'k' is at revision 3 still, but its value has expired; nothing was written",
+        ),
         (ConflictError("k", expected=3, actual=None), "'k' is at another revision, not revision 3; nothing"),
         (LockLostError("l", expected=3, actual=None), "the lock 'l' is no longer held with token 3; nothing"),
         (LockLostError("l", expected=None, actual=9), "the lock 'l' is no longer held (token 9 holds it now); nothing"),

@@ -37,6 +37,15 @@ def test_maximum_and_minimum_do_not_depend_on_the_order(items: list[float], rand
         assert folded([merge(item) for item in items]) == folded([merge(item) for item in shuffled]) == expected
 
 
+@given(st.lists(st.sampled_from([0, 0.0, -0.0, False, 1, 1.0, True, 2]), min_size=1), st.randoms(use_true_random=False))
+def test_of_values_that_compare_equal_the_same_one_stays_in_any_order(items: list[float], random: Any) -> None:
+    shuffled = random.sample(items, len(items))
+    for merge in (merges.maximum, merges.minimum):
+        assert canonical(folded([merge(item) for item in items])) == canonical(
+            folded([merge(item) for item in shuffled])
+        )
+
+
 @given(st.lists(st.text(max_size=3), min_size=1))
 def test_whatever_has_an_order_has_a_maximum(items: list[str]) -> None:
     assert folded([merges.maximum(item) for item in items]) == max(items)
@@ -54,7 +63,7 @@ def test_a_union_holds_each_item_once_in_any_order(lists: list[list[Any]], rando
 
 
 def test_a_union_keeps_the_order_of_first_appearance() -> None:
-    assert folded([merges.union("bca"), merges.union("dbe")]) == ["b", "c", "a", "d", "e"]
+    assert folded([merges.union(list("bca")), merges.union(list("dbe"))]) == ["b", "c", "a", "d", "e"]
 
 
 @given(st.lists(st.lists(values, max_size=3)), st.randoms(use_true_random=False))
@@ -78,6 +87,19 @@ def test_what_is_merged_in_is_compared_as_it_is_stored() -> None:
 def test_what_cannot_be_merged_is_refused(merge: Callable[[Any], Any], old: Any) -> None:
     with pytest.raises(InvalidInputError):
         merge(old)
+
+
+@pytest.mark.parametrize("items", ["eu", b"eu", {"eu": 1}, None, 5])
+def test_a_union_takes_a_list_of_items_and_nothing_that_might_be_one_item(items: Any) -> None:
+    with pytest.raises(InvalidInputError, match="give a list of items"):
+        merges.union(items)
+
+
+@pytest.mark.parametrize("value", [None, {"a": 1}])
+def test_what_has_no_order_is_refused_before_there_is_anything_to_compare_it_with(value: Any) -> None:
+    for merge in (merges.maximum, merges.minimum):
+        with pytest.raises(InvalidInputError, match="have none"):
+            merge(value)
 
 
 def test_a_merge_leaves_the_old_value_as_it_was() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from agentfield.agent import Agent
 from agentfield.errors import InvalidInputError
 from agentfield.fabric.fabric import Fabric
 from agentfield.memory import Memory, connect
@@ -184,12 +185,34 @@ def test_what_is_no_span_of_time(span: Any) -> None:
         MEMORY.on_change("k", name="h", timeout=span)(lambda event: None)
 
 
+@pytest.mark.parametrize("ttl", ["1", None, 0, -1, float("nan"), True, 10**400, 0.5], ids=repr)
+def test_what_is_no_time_for_a_lease(ttl: Any) -> None:
+    with pytest.raises(InvalidInputError, match=r"(a|the) lease"):
+        MEMORY.lock("name", ttl=ttl)
+
+
 @pytest.mark.parametrize("count", ["1", 0, -1, 1.5, float("nan"), True, 2**64], ids=repr)
 def test_what_is_no_count(count: Any) -> None:
     with pytest.raises(InvalidInputError):
         MEMORY.offline(limit=count)
     with pytest.raises(InvalidInputError):
         MEMORY.on_change("k", name="h", concurrency=count)(lambda event: None)
+
+
+@pytest.mark.parametrize("span", ["5", None, 0, -1, float("nan"), float("inf"), True], ids=repr)
+async def test_what_is_no_timeout_of_a_connection(span: Any) -> None:
+    with pytest.raises(InvalidInputError, match=r"timeout=.*seconds, above 0"):
+        await connect("nats://127.0.0.1:1", timeout=span).__aenter__()
+
+
+@pytest.mark.parametrize("given", [5, b"nats://127.0.0.1:1", ["nats://127.0.0.1:1"]], ids=repr)
+async def test_what_is_no_text_where_a_server_or_a_name_is_wanted(given: Any) -> None:
+    with pytest.raises(InvalidInputError, match=r"nats_url=.*a text such as"):
+        await connect(given).__aenter__()
+    with pytest.raises(InvalidInputError, match=r"nats_url=.*a text such as"):
+        Agent("agent", nats_url=given)
+    with pytest.raises(InvalidInputError, match="name must be a string"):
+        await connect("nats://127.0.0.1:1", name=given).__aenter__()
 
 
 async def test_connect_that_is_taken_for_the_memory_itself() -> None:

@@ -6,11 +6,11 @@ from typing import Any, Literal
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel, ConfigDict, Field, RootModel, field_serializer
+from pydantic import BaseModel, ConfigDict, Field, RootModel, field_serializer, field_validator
 
 from agentfield.errors import InvalidInputError
 from agentfield.schema import Schema, Schemas, Stamp, schema_of
-from agentfield.value import encode_value
+from agentfield.value import encode_value, validate_as
 
 
 class Sentiment(BaseModel):
@@ -131,6 +131,15 @@ def judged(data: dict[str, Any]) -> dict[str, Any]:
     return {**data, "urgency": "high" if data["mood"] == "angry" else "low"}
 
 
+async def slowly(data: Any) -> Any:
+    return data
+
+
+class Slowly:
+    async def __call__(self, data: Any) -> Any:
+        return data
+
+
 V3 = bound(version=3, upcast={1: renamed, 2: judged})
 
 
@@ -168,6 +177,60 @@ def test_a_version_without_a_way_up_says_which_function_is_missing() -> None:
 def test_a_failing_function_is_named_with_its_error() -> None:
     with pytest.raises(InvalidInputError, match="from version 1 to 2 failed with KeyError: 'feeling'"):
         V3.decode(b'{"mood":"x"}', None)
+
+
+def test_a_function_that_turns_out_to_be_async_is_named() -> None:
+    schema = bound(version=2, upcast={1: lambda data: slowly(data)})
+    with pytest.raises(InvalidInputError, match="from version 1 returned a coroutine: write it as a plain function"):
+        schema.decode(b"{}", None)
+
+
+class Stammering(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+class Fragile(BaseModel):
+    size: int
+
+    @field_validator("size")
+    @classmethod
+    def check(cls, size: int) -> int:
+        if size == 13:
+            raise KeyError("what a validator raises")
+        if size == 14:
+            raise Stammering
+        return size
+
+
+def test_a_validator_that_raises_anything_refuses_the_value() -> None:
+    schema = bound(model=Fragile)
+    with pytest.raises(InvalidInputError, match=r"validating the value for 'ticket_1' as Fragile failed with KeyError"):
+        schema.encode("ticket_1", {"size": 13})
+    with pytest.raises(InvalidInputError, match=r"failed with Stammering: \(Stammering cannot say"):
+        schema.encode("ticket_1", {"size": 14})
+    with pytest.raises(InvalidInputError, match=r"as Fragile failed with KeyError: .*as_type=dict"):
+        schema.decode(b'{"size":13}', None)
+    with pytest.raises(InvalidInputError, match=r"as Fragile failed with KeyError"):
+        validate_as({"size": 13}, Fragile)
+
+
+def test_a_model_that_holds_what_it_should_not_is_refused_without_a_warning() -> None:
+    wrong: dict[str, Any] = {"mood": 5, "urgency": "low"}
+    with pytest.raises(InvalidInputError, match=r"not a valid Sentiment.*value\['mood'\]"):  # warnings are errors here
+        bound().encode("ticket_1", Sentiment.model_construct(**wrong))
+    assert encode_value(Sentiment.model_construct(**wrong)) == b'{"mood":5,"urgency":"low"}'
+    wrong["mood"] = float("nan")
+    with pytest.raises(InvalidInputError, match=r"\['mood'\] is nan"):
+        encode_value(Sentiment.model_construct(**wrong))
+
+
+@pytest.mark.parametrize("bind", [True, False])
+def test_a_value_that_json_cannot_hold_is_refused_with_its_key(bind: bool) -> None:
+    together = schemas(bound()) if bind else schemas()
+    for key in ("other", "ticket_1") if bind else ("other",):
+        with pytest.raises(InvalidInputError, match=f"key '{key}': value cannot be stored: value.* is nan"):
+            together.encode(key, {"mood": float("nan")})
 
 
 def test_data_that_does_not_fit_says_so_and_how_to_see_it() -> None:
@@ -216,9 +279,21 @@ def test_a_pattern_is_bound_once() -> None:
         ({"version": True}, "version=True"),
         ({"version": "2"}, "version='2'"),
         ({"name": ""}, "schema name"),
-        ({"version": 2, "upcast": {2: judged}}, r"from versions \[2\], but to lift to version 2"),
-        ({"version": 3, "upcast": {1: judged}}, r"from versions \[1\], but to lift to version 3 it takes"),
-        ({"version": 2, "upcast": {0: judged, 1: judged}}, r"from versions \[0, 1\]"),
+        (
+            {"version": 1, "upcast": {1: judged}},
+            "a function from version 1, but what is lifted is older than version=1",
+        ),
+        (
+            {"version": 2, "upcast": {2: judged}},
+            "a function from version 2, but what is lifted is older than version=2",
+        ),
+        ({"version": 2, "upcast": {0: judged, 1: judged}}, "a function from version 0, but .* 1 is the first"),
+        (
+            {"version": 3, "upcast": {1: judged}},
+            r"versions \[1\], but none from version 2: .* each version from 1 to 2",
+        ),
+        ({"version": 2, "upcast": {1: slowly}}, "function from version 1 is async: write it as a plain function"),
+        ({"version": 2, "upcast": {1: Slowly()}}, "function from version 1 is async: write it as a plain function"),
         ({"version": 2, "upcast": {"1": judged}}, "upcast must be"),
         ({"version": 2, "upcast": {1: "judged"}}, "upcast must be"),
     ],

@@ -1,6 +1,7 @@
 import json
 import math
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -215,3 +216,13 @@ def test_the_secret_parts_of_a_model_stay_masked() -> None:
         token: SecretBytes
 
     assert b"hunter2" not in encode_value(Login(token=SecretBytes(b"hunter2")))
+
+
+@pytest.mark.parametrize("deeper", [lambda value: [value], lambda value: {"in": value}])
+def test_the_deepest_value_is_stored_and_the_next_refused_for_what_it_is(deeper: Callable[[Any], Any]) -> None:
+    value: Any = 1
+    for _ in range(254):
+        value = deeper(value)
+    assert decode_value(encode_value(value)) == value
+    with pytest.raises(InvalidInputError, match="nested more than 254 levels deep"):
+        encode_value(deeper(value))
