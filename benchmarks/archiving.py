@@ -63,8 +63,8 @@ async def archived(here: Surroundings) -> Table:
     table.add("compared with the log", verified["log"].typical)
     table.add("size", targets=[Target(size / log, "≤", 0.25, "× the log")])
     table.remarks.append(
-        f"{log / amount:.0f} bytes an event in the log, as the server counts them, uncompressed; {size / amount:.0f} in "
-        "the archive"
+        f"{log / amount:.0f} bytes an event in the log, as the server counts them, uncompressed; "
+        f"{size / amount:.0f} in the archive"
     )
     return table
 
