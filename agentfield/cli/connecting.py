@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import NamedTuple
 
 from agentfield.cli.invocation import Invocation
 from agentfield.errors import InvalidInputError
 from agentfield.fabric.fabric import Fabric
-from agentfield.local import ensure_server
+from agentfield.local import ensure_server, recorded_server
 from agentfield.memory import Memory
 from agentfield.settings import Settings
 from agentfield.subject import check_namespace
@@ -59,6 +60,7 @@ async def connected(invocation: Invocation) -> AsyncIterator[Fabric]:
         name=CLIENT_NAME,
         connect_timeout=invocation.connect_patience,
         timeout=invocation.patience,
+        find=partial(recorded_server, Settings.load().home) if url is None else None,
     )
     try:
         yield fabric

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from agentfield.errors import InvalidInputError
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.jetstream import PATIENCE
-from agentfield.local import ensure_server
+from agentfield.local import ensure_server, recorded_server
 from agentfield.memory.lifetime import Lifetimes, Periods
 from agentfield.memory.memory import Memory
 from agentfield.settings import Settings
@@ -28,8 +29,12 @@ async def open_fabric(
     """
     chosen = settings.namespace if namespace is None else namespace
     check_namespace(chosen)
-    where = url or settings.nats_url or (await ensure_server(settings.home)).url
-    return await Fabric.open(where, namespace=chosen, name=name, timeout=timeout)
+    where = url or settings.nats_url
+    if where:
+        return await Fabric.open(where, namespace=chosen, name=name, timeout=timeout)
+    server = await ensure_server(settings.home)
+    find = partial(recorded_server, settings.home)
+    return await Fabric.open(server.url, namespace=chosen, name=name, timeout=timeout, find=find)
 
 
 class Connecting(AbstractAsyncContextManager[Memory, None]):
