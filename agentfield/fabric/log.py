@@ -144,6 +144,10 @@ class Log:
         self.last_known = int(state["last_seq"])
         return state
 
+    def is_same_as(self, other: Log) -> bool:
+        """Whether both are the same log, over whatever connections."""
+        return (self.stream, self.created) == (other.stream, other.created)
+
     def proof(self) -> Proof:
         """What a server proves by that it has this very log, whose state must have been asked for."""
         created = self.created

@@ -122,8 +122,18 @@ class Lock:
         except AgentFieldError as failure:
             logger.warning("lock %s could not be given back (%s); it is free when its lease ends", self.name, failure)
 
-    def fence(self) -> Expectation:
-        """What a guarded write must expect. :class:`LockLostError`, and nothing written, if the lease has run out."""
+    def fence(self, fabric: Fabric) -> Expectation:
+        """What a write that is guarded must expect of the log that it goes to.
+
+        :class:`LockLostError`, and nothing written, if the lease has run out; :class:`InvalidInputError` if the lock is
+        in another log, of which the server cannot know when it stores the write.
+        """
+        if self._fabric is not None and not self._fabric.log.is_same_as(fabric.log):
+            raise InvalidInputError(
+                f"fence: the lock {self.name!r} is of namespace {self._fabric.subjects.namespace!r} at "
+                f"{self._fabric.connection.url}, the write goes to namespace {fabric.subjects.namespace!r} at "
+                f"{fabric.connection.url}: take the lock where you write; nothing was written"
+            )
         if not self.held:
             raise LockLostError(self.name, expected=self._token or None, actual=None)
         return Expectation(self._subject, self._revision)

@@ -20,6 +20,8 @@ from agentfield import (
     connect,
 )
 from agentfield.fabric.fabric import Fabric
+from agentfield.fabric.log import Conflict
+from agentfield.memory import writes
 from tests.support import NatsServer, eventually
 from tests.support.running import program
 from tests.support.wire import wire
@@ -273,6 +275,36 @@ async def test_the_server_refuses_a_write_of_a_holder_that_believes_in_its_lock(
         assert (lost.value.expected, lost.value.actual) == (token, None)
         lock._until = 0.0
     assert not await events(memory)
+
+
+async def test_a_lock_of_another_namespace_is_no_fence(server: NatsServer, namespace: str, memory: Memory) -> None:
+    async with connect(server.url, namespace=f"{namespace}-b") as other, other.lock("name") as lock:
+        async with asyncio.timeout(5):
+            with pytest.raises(InvalidInputError, match=f"namespace '{namespace}-b'.*nothing was written"):
+                await memory.set("key", 1, fence=lock)
+    assert not await events(memory)
+
+
+async def test_a_lock_of_another_server_is_no_fence(fresh_server: NatsServer, namespace: str, memory: Memory) -> None:
+    async with connect(fresh_server.url, namespace=namespace) as other, other.lock("name") as lock:
+        async with asyncio.timeout(5):
+            with pytest.raises(InvalidInputError, match=fresh_server.url):
+                await memory.set("key", 1, fence=lock)
+    assert not await events(memory)
+
+
+async def test_a_fenced_write_that_is_refused_for_no_reason_ends_in_time(
+    server: NatsServer, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with connect(server.url, namespace=namespace, timeout=0.5) as memory, memory.lock("name") as lock:
+
+        async def refuse(*_: Any, **__: Any) -> int:
+            raise Conflict(None)
+
+        monkeypatch.setattr(writes, "store_together", refuse)
+        async with asyncio.timeout(5):
+            with pytest.raises(UnavailableError, match=r"refused for 0\.5 s"):
+                await memory.set("key", 1, fence=lock)
 
 
 async def test_a_fence_and_a_revision_are_both_checked(memory: Memory) -> None:
