@@ -1,18 +1,19 @@
 """Which execution code runs in: the rules for calls, for handlers, and for code that binds a workflow or a session.
 
-Pure but for the one context variable in :mod:`agentfield.execution`. Invariant: what was current before a block is
-current after it, whatever happens inside.
+Pure but for the context variable in :mod:`agentfield.execution`, and one that says what was current before. Invariant:
+what was current before a block is current after it, whatever happens inside, and whoever else is in the same block.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import Token
+from contextvars import ContextVar
 from dataclasses import replace
 from types import TracebackType
-from typing import Literal
+from typing import Final, Literal
 
+from agentfield.errors import InvalidInputError
 from agentfield.execution import Execution, child, current, root
 from agentfield.scope import Scope
 
@@ -61,13 +62,15 @@ def for_call(agent: str, session_id: str | None) -> Execution:
 
 
 class Binding:
-    """``async with`` this, and the code inside runs in one workflow or session, inherited by every call it makes."""
+    """``async with`` this, and the code inside runs in one workflow or session, inherited by every call it makes.
+
+    It may be entered again, within itself, and by any number of tasks at once.
+    """
 
     def __init__(self, identity: Identity, kind: Literal["workflow", "session"], id: str) -> None:
         self._identity = identity
         self._kind = kind
         self._id = Scope.of(kind, id).id
-        self._tokens: list[Token[Execution | None]] = []
 
     async def __aenter__(self) -> str:
         """Bind, and return the id."""
@@ -79,11 +82,25 @@ class Binding:
             execution = replace(execution, workflow_id=self._id)
         else:
             execution = replace(execution, session_id=self._id)
-        self._tokens.append(current.set(execution))
+        _entered.set((*_entered.get(), (self, current.get())))
+        current.set(execution)
         return self._id
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Return to what was current before."""
-        current.reset(self._tokens.pop())
+        """Return to what was current before. InvalidInputError in another task than the one that entered."""
+        entered = _entered.get()
+        depth = max((depth for depth, (binding, _) in enumerate(entered) if binding is self), default=None)
+        if depth is None:
+            raise InvalidInputError(
+                f"{self._kind}({self._id!r}) is left in another task than it was entered in: leave it in the same one"
+            )
+        _entered.set(entered[:depth])
+        current.set(entered[depth][1])
+
+
+_entered: Final[ContextVar[tuple[tuple[Binding, Execution | None], ...]]] = ContextVar(
+    "agentfield.bindings", default=()
+)
+"""The blocks that the running code is in, innermost last, and what was current before each."""

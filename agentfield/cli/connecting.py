@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 from agentfield.cli.invocation import Invocation
@@ -17,7 +18,7 @@ from agentfield.fabric.connection import Connection
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.faults import ServerFault, Verdict
 from agentfield.fabric.jetstream import api
-from agentfield.local import Server, TroubleError, ensure_server, find_server
+from agentfield.local import Server, TroubleError, ensure_server, find_server, recorded_server
 from agentfield.memory import Memory
 from agentfield.memory.connecting import archive_for
 from agentfield.settings import Settings
@@ -91,6 +92,7 @@ async def connected(
         connect_timeout=invocation.connect_patience,
         timeout=invocation.patience,
         found=founds,
+        find=partial(recorded_server, Settings.load().home) if url is None else None,
     )
     fabric.log.earlier = archive_for(chosen, Settings.load(), archive)
     try:

@@ -1,7 +1,8 @@
-"""nats-py's client with the paths that every message takes made cheaper, and without a trap in its pings.
+"""nats-py's client with the paths that every message takes made cheaper, which knows a stranger from its server.
 
 Owns: what is replaced of nats-py: how bytes become messages (``parser``), how headers are read and written, how a
-message for one of our subscriptions reaches it. What comes out is the same; ``tests/unit/test_client.py`` and
+message for one of our subscriptions reaches it, and what a server has to say before it is used (``recognising``); and
+two traps in its pings. Of messages, what comes out is the same; ``tests/unit/test_client.py`` and
 ``test_parser.py`` compare both, and fail if a new nats-py renames a hook, so the cap on its version in
 ``pyproject.toml`` is lifted only after a look here.
 """
@@ -10,12 +11,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import Any
+from urllib.parse import urlparse
 
+from nats import errors as nats_errors
 from nats.aio.client import Client as StockClient
+from nats.aio.client import Srv
 from nats.aio.subscription import Subscription
 
 from agentfield.fabric.parser import Parser, Sink
+from agentfield.fabric.recognising import Recognition
 
 logger = logging.getLogger("agentfield.connection")
 
@@ -33,6 +41,10 @@ _USUAL = frozenset(
     }
 )  # fmt: skip
 """Headers whose names need no second look, neither coming nor going. Any other is only slower."""
+_PROOF = b"0"
+"""The id, on the wire, of the subscription to a server's proof; nats-py counts its own from 1."""
+_PROOF_WITHIN = 2.0
+"""Seconds for the proof: a healthy server takes a millisecond."""
 
 
 def parse_headers(block: bytes) -> dict[str, str] | None:
@@ -104,8 +116,9 @@ def publication(subject: str, reply: str, payload: bytes, headers: Mapping[str, 
 class Client(StockClient):
     """A nats-py client for :class:`~agentfield.fabric.connection.Connection` alone."""
 
-    def __init__(self) -> None:
+    def __init__(self, recognition: Recognition | None = None) -> None:
         super().__init__()
+        self._recognition = recognition or Recognition()
         self._ps = Parser(self)
         self.sinks: dict[bytes, Sink] = {}
         """Who takes the messages of a subscription by a plain call, by the subscription's id on the wire."""
@@ -117,6 +130,68 @@ class Client(StockClient):
     def _remove_sub(self, sid: int, max_msgs: int = 0) -> None:
         super()._remove_sub(sid, max_msgs)
         self.sinks.pop(b"%d" % sid, None)
+
+    async def _connect_to_server(self, s: Srv) -> None:
+        url = await self._recognition.locate()
+        if url is not None:
+            s.uri = urlparse(url)
+        await super()._connect_to_server(s)
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        if initial_connection:
+            self._recognition.check_name(info)
+        await super()._process_info(info, initial_connection)
+
+    async def _process_connect_init(self) -> None:
+        # What was handed over before the connection was lost still waits to be written: not to a stranger. Nor are the
+        # other servers that a stranger names of any use.
+        waiting, size, self._pending, self._pending_data_size = self._pending, self._pending_data_size, [], 0
+        pool = list(self._server_pool)
+        try:
+            await super()._process_connect_init()
+            await self._recognition.check_proof(self._ask, self._server_info)
+        except (nats_errors.Error, OSError):
+            self._server_pool = pool
+            await self._hang_up()
+            raise
+        finally:
+            self._pending[:0] = waiting
+            self._pending_data_size += size
+
+    async def _ask(self, subject: str) -> bytes | None:
+        """The answer to a request that goes out before anything that waits; None if there is none in time."""
+        assert self._transport is not None
+        answered: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+        def take(_subject: bytes, _reply: bytes, _block: bytes, payload: bytes) -> None:
+            if not answered.done():
+                answered.set_result(payload)
+
+        inbox = f"_INBOX.{secrets.token_hex(11)}"
+        self.sinks[_PROOF] = take
+        sid = _PROOF.decode()
+        try:
+            self._transport.write(f"SUB {inbox} {sid}\r\nUNSUB {sid} 1\r\nPUB {subject} {inbox} 0\r\n\r\n".encode())
+            async with asyncio.timeout(_PROOF_WITHIN):
+                await self._transport.drain()  # type: ignore[no-untyped-call]
+                return await answered
+        except TimeoutError:
+            return None
+        finally:
+            del self.sinks[_PROOF]
+
+    async def _hang_up(self) -> None:
+        """End a connection that was just made, with the tasks that serve it: nats-py begins them for each anew."""
+        tasks = [self._reading_task, self._ping_interval_task, self._flusher_task]
+        left = [task for task in tasks if task is not None and not task.done()]
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+        if self._transport is not None:
+            self._transport.close()  # type: ignore[no-untyped-call]
+            with suppress(OSError):
+                await self._transport.wait_closed()  # type: ignore[no-untyped-call]
+        self._ps.reset()
 
     async def _process_headers(self, headers: bytes | None) -> dict[str, str] | None:
         return parse_headers(headers) if headers else None

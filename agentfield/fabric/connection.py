@@ -1,9 +1,9 @@
-"""One connection to NATS that outlives every outage, and says in which state it is.
+"""One connection to NATS that outlives every outage, says in which state it is, and never goes over to a stranger.
 
-Owns: the nats-py client (it is replaced if it gives up), the reply inbox that every request of the process shares, the
-subscriptions (they are made again on a new client), and the rule that a request is only handed to the client while it
-is connected, so that "nothing was sent" stays a fact one can rely on. Must not know: streams, keys, agents. Invariant:
-no exception of nats-py leaves this module; every wait has a deadline.
+Owns: the nats-py client (it is replaced if it gives up), what it knows its server by, the reply inbox that every
+request of the process shares, the subscriptions (they are made again on a new client), and the rule that a request is
+only handed to the client while it is connected, so that "nothing was sent" stays a fact one can rely on. Must not know:
+streams, keys, agents. Invariant: no exception of nats-py leaves this module; every wait has a deadline.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from agentfield.errors import (
 )
 from agentfield.fabric.client import STATUS, Client, ExactHeaders, parse_headers
 from agentfield.fabric.faults import ConnectionLostFault, NoAnswerFault, NoRespondersFault
+from agentfield.fabric.recognising import Find, Proof, Recognition, StrangerError
 from agentfield.server_version import MINIMUM_SERVER, is_supported
 
 logger = logging.getLogger("agentfield.connection")
@@ -186,8 +187,9 @@ class _Pending:
 class Connection:
     """A live connection to a NATS server or cluster. Open with :meth:`open`; close with :meth:`aclose`."""
 
-    def __init__(self, urls: Sequence[str], *, namespace: str, name: str) -> None:
+    def __init__(self, urls: Sequence[str], *, namespace: str, name: str, find: Find | None = None) -> None:
         self._urls = list(urls)
+        self._recognition = Recognition(find)
         self.namespace = namespace
         self.name = name
         self.phase = random.random()
@@ -210,16 +212,25 @@ class Connection:
     # -- life ---------------------------------------------------------------------------------------------------------
 
     @classmethod
-    async def open(cls, url: str | Sequence[str], *, namespace: str, name: str, timeout: float = 5.0) -> Connection:
+    async def open(
+        cls,
+        url: str | Sequence[str],
+        *,
+        namespace: str,
+        name: str,
+        timeout: float = 5.0,
+        find: Find | None = None,
+    ) -> Connection:
         """Connect within ``timeout`` seconds, and keep connected until :meth:`aclose`.
 
+        ``find`` says, before every try, where the server is by now and what it is called: then no other is used.
         Raises :class:`UnavailableError` when no server answers, :class:`AccessDeniedError` when it refuses the
         credentials, :class:`IncompatibleServerError` when it is too old, :class:`InvalidInputError` for an unusable
         URL. Nothing is left running after a failure.
         """
         urls = [part.strip() for part in url.split(",")] if isinstance(url, str) else list(url)
         _check_urls(urls)
-        connection = cls(urls, namespace=namespace, name=name)
+        connection = cls(urls, namespace=namespace, name=name, find=find)
         try:
             connection._adopt(await connection._connect(timeout))
             connection._check_version(connection.server_version)
@@ -260,7 +271,7 @@ class Connection:
 
     async def _connect(self, timeout: float) -> Client:
         """A connected client with every subscription made. It is not in use before it is adopted."""
-        client = Client()
+        client = Client(self._recognition)
         self._last_error = None
         refused: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -328,7 +339,11 @@ class Connection:
 
     @property
     def _where(self) -> str:
-        return ", ".join(_without_password(url) for url in self._urls)
+        return ", ".join(_without_password(url) for url in self._addresses)
+
+    @property
+    def _addresses(self) -> Sequence[str]:
+        return self._urls if self._recognition.url is None else [self._recognition.url]
 
     async def _supervise(self) -> None:
         """Replace the client when nats-py has given up on it (for instance after a server's -ERR), for ever."""
@@ -373,7 +388,7 @@ class Connection:
     def url(self) -> str:
         """The server in use, or the first one configured while there is none; without password."""
         connected = self._client.connected_url if self._client is not None else None
-        return _without_password(connected.geturl() if connected is not None else self._urls[0])
+        return _without_password(connected.geturl() if connected is not None else self._addresses[0])
 
     @property
     def server_version(self) -> str:
@@ -394,6 +409,13 @@ class Connection:
     def max_payload(self) -> int:
         """Bytes of headers and payload that one message may have."""
         return self._current().max_payload
+
+    def know_by(self, proof: Proof) -> None:
+        """After every reconnect, have the server give this proof before anything else is sent to it.
+
+        The one in use is the right one. While another answers, the connection is ``reconnecting``.
+        """
+        self._recognition.know_by(proof, self.server_info)
 
     def on_state(self, listener: Listener) -> Callable[[], None]:
         """Call ``listener`` with every new state; returns a function that ends this."""
@@ -416,7 +438,7 @@ class Connection:
             except TimeoutError:
                 reason = f" (last error: {self._last_error})" if self._last_error and str(self._last_error) else ""
                 raise UnavailableError(
-                    f"the NATS server at {self.url} is away and did not come back within {timeout:g} s{reason}; "
+                    f"the NATS server at {self._where} is away and did not come back within {timeout:g} s{reason}; "
                     "nothing was sent; the connection goes on trying"
                 ) from None
         if self._state == "closed":
@@ -442,6 +464,7 @@ class Connection:
         if client is not self._client or self._state == "closed":
             return
         was = self._state
+        self._last_error = None
         self._set_state("connected")
         if was == "reconnecting" and self._supervisor is not None:
             logger.info("connection %s: connected to %s", self.name, self.url)
@@ -451,13 +474,17 @@ class Connection:
             return
         if self._state == "connected":
             logger.warning(
-                "connection %s: lost the server at %s; reconnecting", self.name, _without_password(self._urls[0])
+                "connection %s: lost the server at %s; reconnecting", self.name, _without_password(self._addresses[0])
             )
         self._set_state("reconnecting")
         self._fail_pending(ConnectionLostFault("the connection to the server was lost"))
 
     def _note_error(self, error: Exception) -> None:
-        self._last_error = error
+        last, self._last_error = self._last_error, error
+        if isinstance(error, StrangerError):
+            if str(error) != str(last):  # each of the many tries finds the same
+                logger.warning("connection %s: %s: %s; waiting for the right one", self.name, self._where, error)
+            return
         denied = _DENIED.search(str(error))
         if denied is None:
             level = logging.WARNING if _REFUSED.search(str(error)) else logging.DEBUG

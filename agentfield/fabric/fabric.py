@@ -16,6 +16,7 @@ from agentfield.fabric.jetstream import PATIENCE
 from agentfield.fabric.keys import Keys
 from agentfield.fabric.log import Log
 from agentfield.fabric.objects import Objects
+from agentfield.fabric.recognising import Find
 from agentfield.fabric.timers import Timers
 from agentfield.fabric.topology import Drift, Topology, provision
 from agentfield.subject import Subjects
@@ -48,19 +49,22 @@ class Fabric:
         connect_timeout: float = 5.0,
         timeout: float = PATIENCE,
         found: bool = True,
+        find: Find | None = None,
     ) -> Fabric:
         """Connect, provide the streams, and start to follow the topology.
 
-        ``timeout`` is how long one read or write may take, retries included (seconds). Unless it may ``found`` the
-        namespace, it creates nothing where that is not yet there: :class:`NotFoundError`. Raises
+        From then on only a server that has this very log is used. ``timeout`` is how long one read or write may take,
+        retries included (seconds); ``find`` as for :meth:`Connection.open`. Unless it may ``found`` the namespace, it
+        creates nothing where that is not yet there: :class:`NotFoundError`. Raises
         :class:`UnavailableError`, :class:`AccessDeniedError`, :class:`IncompatibleServerError`; nothing is left open.
         """
-        connection = await Connection.open(url, namespace=namespace, name=name, timeout=connect_timeout)
+        connection = await Connection.open(url, namespace=namespace, name=name, timeout=connect_timeout, find=find)
         try:
             topology = Topology(namespace)
             drifts = await provision(connection, topology, found=found)
             log = Log(connection, topology, timeout=timeout)
             await log.state()
+            connection.know_by(log.proof())
             fabric = cls(connection, topology, log, drifts)
             await fabric.keys.start()
         except BaseException:

@@ -44,6 +44,7 @@ from agentfield.fabric.faults import (
 )
 from agentfield.fabric.jetstream import API, ATTEMPT, PATIENCE, api, backoff
 from agentfield.fabric.reader import Reader
+from agentfield.fabric.recognising import Proof
 from agentfield.fabric.sharing import SharedReads
 from agentfield.fabric.topology import StreamSpec, Topology, thaw_if_left
 from agentfield.fabric.trimmed import Holding, holding
@@ -169,6 +170,25 @@ class Log:
         if self.earlier is None:
             return self.held.complete
         return await self.earlier.begins(self.stream, self.created, self.held.complete - 1)
+
+    def is_same_as(self, other: Log) -> bool:
+        """Whether both are the same log, over whatever connections."""
+        return (self.stream, self.created) == (other.stream, other.created)
+
+    def proof(self) -> Proof:
+        """What a server proves by that it has this very log, whose state must have been asked for."""
+        created = self.created
+
+        def is_right(answer: bytes) -> bool | None:
+            try:
+                info = orjson.loads(answer)
+            except orjson.JSONDecodeError:  # the status that nobody answers
+                return None
+            if "error" in info:
+                return False if ServerFault.of(info["error"]).verdict is Verdict.ABSENT else None
+            return records.nanoseconds_of(info["created"]) == created
+
+        return Proof(f"{API}.STREAM.INFO.{self.stream}", is_right)
 
     def now(self) -> int:
         """The server's time in nanoseconds since the epoch, to about half a round trip, whatever our clock says."""

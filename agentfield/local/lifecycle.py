@@ -63,6 +63,12 @@ def find(directory: Path) -> Server | None:
     return wait(Home(directory), within=ANSWER_DEADLINE)
 
 
+def recorded(directory: Path) -> tuple[str, str] | None:
+    """The URL and the name that the last start on that home decided; None if there was none."""
+    record = Home(directory).read_record()
+    return None if record is None else (record.url, record.name)
+
+
 def stop(directory: Path, *, patience: float = STOP_DEADLINE) -> bool:
     """Stops the server of that home, whatever state it is in; False if none was alive.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, NoReturn
@@ -14,7 +15,7 @@ from agentfield.archive.reading import Archive
 from agentfield.errors import InvalidInputError
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.jetstream import PATIENCE
-from agentfield.local import ensure_server
+from agentfield.local import ensure_server, recorded_server
 from agentfield.memory.lifetime import Lifetimes, Periods
 from agentfield.memory.memory import Memory
 from agentfield.naming import check_text, shown
@@ -45,8 +46,14 @@ async def open_fabric(
     chosen = settings.namespace if namespace is None else namespace
     check_namespace(chosen)
     check_url(url)
-    where = url or settings.nats_url or (await ensure_server(settings.home)).url
-    fabric = await Fabric.open(where, namespace=chosen, name=name, connect_timeout=connect_timeout, timeout=timeout)
+    where = url or settings.nats_url
+    find = None
+    if not where:
+        where = (await ensure_server(settings.home)).url
+        find = partial(recorded_server, settings.home)
+    fabric = await Fabric.open(
+        where, namespace=chosen, name=name, connect_timeout=connect_timeout, timeout=timeout, find=find
+    )
     fabric.log.earlier = archive_for(chosen, settings, archive)
     return fabric
 

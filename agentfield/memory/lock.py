@@ -13,6 +13,7 @@ import logging
 import math
 import random
 from collections.abc import Awaitable, Callable
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -20,8 +21,14 @@ import orjson
 
 from agentfield import execution
 from agentfield.amount import check_span
-from agentfield.codec import Record, encode_event, is_delete
-from agentfield.errors import AgentFieldError, InvalidInputError, LockLostError, UnavailableError
+from agentfield.codec import EVENT_ID, Record, encode_event, is_delete
+from agentfield.errors import (
+    AgentFieldError,
+    InvalidInputError,
+    LockLostError,
+    OutcomeUnknownError,
+    UnavailableError,
+)
 from agentfield.event import Writer
 from agentfield.fabric.batch import Expectation
 from agentfield.fabric.fabric import Fabric
@@ -38,6 +45,8 @@ _RENEWALS = 3
 _FIRST_LOOK = 0.02
 _LONGEST_LOOK = 0.5
 _RELEASES = 5
+_WITHDRAWAL = 5.0
+"""Seconds in which a lock is given back that nobody is going to hold, or to hold any longer; a millisecond is usual."""
 
 
 class Lock:
@@ -90,7 +99,8 @@ class Lock:
     async def __aenter__(self) -> Self:
         """Wait for the lock and take it. :class:`UnavailableError` if that takes longer than ``timeout``.
 
-        If it is cancelled, or ends with :class:`OutcomeUnknownError`, nobody may have the lock until its ttl is over.
+        If it is cancelled, or ends with :class:`OutcomeUnknownError`, what may have been taken is given back, for which
+        it waits up to 5 s; only if that fails, or is cancelled too, nobody may have the lock until its ttl is over.
         """
         if self._fabric is not None:
             raise InvalidInputError("a lock can be entered once: make a new one with memory.lock()")
@@ -111,7 +121,10 @@ class Lock:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Give the lock back at once, if it is still ours; otherwise there is nothing to give back."""
+        """Give the lock back at once, if it is still ours; otherwise there is nothing to give back.
+
+        A cancellation while it does so takes effect when that is done, or after 5 s; a second one at once.
+        """
         renewer, self._renewer = self._renewer, None
         if renewer is None:
             return
@@ -121,9 +134,22 @@ class Lock:
             await self._release()
         except AgentFieldError as failure:
             logger.warning("lock %s could not be given back (%s); it is free when its lease ends", self.name, failure)
+        except asyncio.CancelledError:
+            await self._insist(self._release)
+            raise
 
-    def fence(self) -> Expectation:
-        """What a guarded write must expect. :class:`LockLostError`, and nothing written, if the lease has run out."""
+    def fence(self, fabric: Fabric) -> Expectation:
+        """What a write that is guarded must expect of the log that it goes to.
+
+        :class:`LockLostError`, and nothing written, if the lease has run out; :class:`InvalidInputError` if the lock is
+        in another log, of which the server cannot know when it stores the write.
+        """
+        if self._fabric is not None and not self._fabric.log.is_same_as(fabric.log):
+            raise InvalidInputError(
+                f"fence: the lock {self.name!r} is of namespace {self._fabric.subjects.namespace!r} at "
+                f"{self._fabric.connection.url}, the write goes to namespace {fabric.subjects.namespace!r} at "
+                f"{fabric.connection.url}: take the lock where you write; nothing was written"
+            )
         if not self.held:
             raise LockLostError(self.name, expected=self._token or None, actual=None)
         return Expectation(self._subject, self._revision)
@@ -163,18 +189,48 @@ class Lock:
                     pause = min(_LONGEST_LOOK, pause * 2)
                     continue
             sent = loop.time()
+            expected = record.sequence if record else 0
+            event_id = execution.new_id()
             try:
-                self._revision = self._token = await self._write(record.sequence if record else 0)
+                self._revision = self._token = await self._write(expected, event_id)
             except Conflict:
                 continue  # another was faster
+            except (asyncio.CancelledError, OutcomeUnknownError):
+                await self._insist(partial(self._withdraw, expected, event_id))
+                raise
             self._until = sent + self.ttl
             return
 
-    async def _write(self, expected: int) -> int:
+    async def _write(self, expected: int, event_id: str | None = None) -> int:
         assert self._fabric is not None
-        headers = encode_event(event_id=execution.new_id(), operation="set", writer=self._writer, ttl=self.ttl)
+        id = event_id or execution.new_id()
+        headers = encode_event(event_id=id, operation="set", writer=self._writer, ttl=self.ttl)
         payload = orjson.dumps({"lock": self.name, "token": self._token or None})
         return (await self._fabric.log.append(self._subject, payload, headers, expected=expected)).sequence
+
+    async def _insist(self, step: Callable[[], Awaitable[None]]) -> None:
+        """Do a last thing although it is over for us, for so long as anybody can be made to wait for it."""
+        try:
+            async with asyncio.timeout(_WITHDRAWAL):
+                await step()
+        except (TimeoutError, AgentFieldError) as failure:
+            why = failure or f"no answer within {_WITHDRAWAL:g} s"
+            logger.warning("lock %s could not be given back (%s); it is free when its lease ends", self.name, why)
+
+    async def _withdraw(self, expected: int, event_id: str) -> None:
+        """See that a write which was to take the lock, and of which nobody knows whether it did, has not taken it.
+
+        The lock is given back from where that write would have found it: if it is still on its way, it then comes too
+        late. What stands in the way is either that very write, and is given back in its turn, or somebody else's.
+        """
+        assert self._fabric is not None
+        headers = encode_event(event_id=execution.new_id(), operation="delete", writer=self._writer)
+        try:
+            await self._fabric.log.append(self._subject, b"", headers, expected=expected)
+        except Conflict:
+            record = await self._last()
+            if record is not None and record.headers.get(EVENT_ID) == event_id:
+                await self._fabric.log.append(self._subject, b"", headers, expected=record.sequence)
 
     async def _release(self) -> None:
         assert self._fabric is not None

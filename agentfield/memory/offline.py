@@ -3,7 +3,7 @@
 Owns: the line of waiting writes. Opt-in: an ordinary write that cannot be stored says so, this one waits. Must not
 know: how a write is stored. Invariants: writes are stored in the order they were given, each once, however often it is
 tried; nothing is dropped silently: a full buffer refuses, a refused write is reported, and whatever still waits at the
-end is named.
+end is named, what may be stored apart from what is not.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -51,10 +51,11 @@ class OfflineBuffer:
     """Writes that are stored as soon as the server is there; made by ``Memory.offline``, used as ``async with``.
 
     ``set`` and ``delete`` return at once with the event id under which the write will be stored. ``depth`` says how
-    many wait, ``failed`` which were refused for good and why. Leaving the block, also by an exception, waits until all
-    are stored, at most ``timeout`` seconds; then :class:`UnavailableError` names what still waits (as a note on the
-    exception, if one is on its way). A cancellation does not wait: what is left is named in the log. Writes that wait
-    live in this process's memory: a crash loses them, which is why this is opt-in.
+    many wait, ``failed`` which were refused for good and why. Leaving the block, also by an exception or a
+    cancellation, waits until all are stored, at most ``timeout`` seconds; then :class:`UnavailableError` names what
+    still waits (as a note on the exception, if one is on its way). A cancellation while it waits ends that at once, and
+    what is left is named in the log. Writes that wait live in this process's memory: a crash loses them, which is why
+    this is opt-in.
     """
 
     def __init__(
@@ -80,6 +81,8 @@ class OfflineBuffer:
         self._line: deque[Waiting] = deque()
         self._changed = asyncio.Event()
         self._sender: asyncio.Task[None] | None = None
+        self._sent: Waiting | None = None
+        """The write that has been tried, and of which it is not known whether a try has stored it."""
         self.failed: list[tuple[Waiting, AgentFieldError]] = []
         """Writes that the server or the library refused for good, with the reason; also logged."""
 
@@ -96,11 +99,11 @@ class OfflineBuffer:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Wait until everything is stored, then stop; nothing waits for a cancelled block."""
+        """Wait until everything is stored, then stop, however the block is left."""
         try:
             if error is None:
                 await self.flush()
-            elif isinstance(error, Exception):
+            elif not isinstance(error, GeneratorExit):  # which forbids to wait
                 try:
                     await self.flush()
                 except UnavailableError as left:
@@ -110,10 +113,7 @@ class OfflineBuffer:
             if sender is not None:
                 sender.cancel()
                 await asyncio.gather(sender, return_exceptions=True)
-            if self._line:
-                logger.error(
-                    "offline buffer closed with %s not stored: %s", number_of(len(self._line), "write"), self._names()
-                )
+            self._report()
 
     def set(
         self, key: str, value: Any, scope: str | None = None, scope_id: str | None = None, *, ttl: float | None = None
@@ -143,8 +143,21 @@ class OfflineBuffer:
         except TimeoutError:
             raise UnavailableError(
                 f"{number_of(len(self._line), 'write')} still waiting for the server after {self._timeout:g} s: "
-                f"{self._names()}"
+                f"{_names(self._line)}"
             ) from None
+
+    def _report(self) -> None:
+        """Name in the log what is left behind."""
+        left = list(self._line)
+        if left and left[0] is self._sent:
+            logger.error(
+                "offline buffer closed before the server had confirmed %s of %r: it may be stored, or not, as event %s",
+                left[0].operation,
+                left[0].key,
+                left.pop(0).event_id,
+            )
+        if left:
+            logger.error("offline buffer closed with %s not stored: %s", number_of(len(left), "write"), _names(left))
 
     def _take(
         self,
@@ -190,10 +203,13 @@ class OfflineBuffer:
                     stamp=head.stamp,
                 )
                 if head.event_id != unknown or not await _is_stored(fabric, write):
+                    self._sent = head
                     await store(fabric, self._lifetimes, write, None)
             except (UnavailableError, OutcomeUnknownError) as error:
                 if isinstance(error, OutcomeUnknownError):
                     unknown = head.event_id
+                elif head.event_id != unknown:
+                    self._sent = None
                 logger.info("offline buffer: %s waiting: %s", number_of(len(self._line), "write"), error)
                 await asyncio.sleep(_PAUSE)
                 continue
@@ -203,9 +219,10 @@ class OfflineBuffer:
             self._line.popleft()
             self._changed.set()
 
-    def _names(self) -> str:
-        keys = [waiting.key for waiting in self._line]
-        return ", ".join(repr(key) for key in keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
+
+def _names(writes: Iterable[Waiting]) -> str:
+    keys = [waiting.key for waiting in writes]
+    return ", ".join(repr(key) for key in keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
 
 
 async def _is_stored(fabric: Fabric, write: Write) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from agentfield.effects import ids_in_batch
-from agentfield.errors import ConflictError, InvalidInputError, OutcomeUnknownError
+from agentfield.errors import ConflictError, InvalidInputError, OutcomeUnknownError, UnavailableError
 from agentfield.execution import new_id
 from agentfield.fabric.batch import MAX_BATCH, Expectation
 from agentfield.fabric.fabric import Fabric
@@ -59,9 +59,10 @@ class Writes(Updates):
         ``value`` is anything that JSON can hold, a Pydantic model, a dataclass or a datetime. With ``ttl`` (seconds,
         above 0) the entry expires. With ``if_revision`` the write happens only if the key's revision is still that one
         (0: the key has never been written); otherwise :class:`ConflictError`, and nothing is stored. With ``fence`` (a
-        held lock) it happens only if the lock is still ours, by the server's word; otherwise :class:`LockLostError`.
-        ``event_id`` repeats a write whose outcome was unknown, without storing it twice; that of a write to another key
-        is an :class:`InvalidInputError`. In a handler, a write is recognised by itself when its event comes again.
+        held lock of the same namespace) it happens only if the lock is still ours, by the server's word; otherwise
+        :class:`LockLostError`. ``event_id`` repeats a write whose outcome was unknown, without storing it twice; that
+        of a write to another key is an :class:`InvalidInputError`. In a handler, a write is recognised by itself when
+        its event comes again.
         """
         check_revision(if_revision)
         check_write(key, ttl, event_id)
@@ -298,8 +299,10 @@ class Writes(Updates):
         self, fabric: Fabric, write: Write, if_revision: int | None, lock: Lock, *, repeated: bool
     ) -> int:
         """Store a write that the server accepts only while the lock is ours."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + fabric.log.timeout
         while True:
-            fence = lock.fence()
+            fence = lock.fence(fabric)
             expectations = [fence] if if_revision is None else [fence, Expectation(write.subject, if_revision)]
             try:
                 revision = await store_together(fabric, self._lifetimes, [write], expectations, repeated=repeated)
@@ -311,6 +314,11 @@ class Writes(Updates):
                     actual = record.sequence if record else 0
                     if actual != if_revision:
                         raise ConflictError(write.key, expected=if_revision, actual=actual) from None
+                if loop.time() > deadline:
+                    raise UnavailableError(
+                        f"{write.key!r} was refused for {fabric.log.timeout:g} s, though the lock {lock.name!r} is "
+                        "held: other writes of the same scope stood in its way; nothing was written"
+                    ) from None
                 # The lease was renewed in between, which moved its revision: once more with the new one.
                 await asyncio.sleep(_FIRST_PAUSE * random.random())
             else:

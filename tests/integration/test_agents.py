@@ -348,6 +348,35 @@ async def test_binding_a_workflow_and_a_session_holds_inside_the_block_only(make
         assert current.get() is None
 
 
+async def test_one_binding_serves_any_number_of_tasks_at_once(make: MakeAgent) -> None:
+    app = make("app")
+    shared = app.workflow("wf-1")
+    inside = asyncio.Barrier(3)
+
+    async def work(number: int) -> Execution | None:
+        async with app.session(f"s{number}"):
+            before = current.get()
+            async with shared:
+                await inside.wait()  # so that they leave in another order than they came in
+                await asyncio.sleep(0.01 * number)
+                assert (here().workflow_id, here().session_id) == ("wf-1", f"s{number}")
+                async with shared:
+                    await asyncio.sleep(0)
+                assert (here().workflow_id, here().session_id) == ("wf-1", f"s{number}")
+            assert current.get() is before
+        return current.get()
+
+    assert await asyncio.gather(*map(work, range(3))) == [None, None, None]
+
+
+async def test_a_binding_is_left_where_it_was_entered(make: MakeAgent) -> None:
+    binding = make("app").workflow("wf-1")
+    async with binding:
+        pass
+    with pytest.raises(InvalidInputError, match="another task"):
+        await asyncio.create_task(binding.__aexit__(None, None, None))
+
+
 async def test_a_session_outside_any_workflow_is_where_unscoped_writes_go(make: MakeAgent) -> None:
     app = make("app")
     async with app:

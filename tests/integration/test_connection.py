@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import Any
 
 import pytest
 
@@ -29,7 +30,7 @@ authorization {
 
 
 @asynccontextmanager
-async def connected(url: str, **options: float) -> AsyncIterator[Connection]:
+async def connected(url: str, **options: Any) -> AsyncIterator[Connection]:
     connection = await Connection.open(url, namespace="test", name="test", **options)
     try:
         yield connection

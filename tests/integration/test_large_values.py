@@ -290,7 +290,7 @@ async def test_a_large_write_that_is_refused_leaves_nothing(memory: Memory) -> N
         await overtaken()
     async with memory.lock("writing", ttl=1) as lock:
         fabric = await fabric_of(memory)
-        await fabric.log.append(lock.fence().subject, b"{}", {"Nats-Msg-Id": "thief"})
+        await fabric.log.append(lock.fence(fabric).subject, b"{}", {"Nats-Msg-Id": "thief"})
         with pytest.raises(LockLostError):
             await memory.set("report", LARGE, fence=lock)
     assert await memory.get("report") == 2

@@ -20,6 +20,8 @@ from agentfield import (
     connect,
 )
 from agentfield.fabric.fabric import Fabric
+from agentfield.fabric.log import Conflict
+from agentfield.memory import writes
 from tests.support import NatsServer, eventually
 from tests.support.running import program
 from tests.support.wire import wire
@@ -162,6 +164,49 @@ async def test_who_waits_may_be_cancelled_and_holds_nothing(another: Connect) ->
         pass
 
 
+async def test_who_is_cancelled_in_the_very_moment_of_taking_it_leaves_it_free(another: Connect) -> None:
+    memory, other = await another(), await another()
+
+    async def hold(name: str) -> None:
+        async with memory.lock(name, ttl=30):
+            await asyncio.Event().wait()
+
+    for number in range(40):
+        name = f"name_{number}"
+        task = asyncio.create_task(hold(name))
+        await asyncio.sleep(number * 0.0001)  # from before the first look to within the block
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        async with other.lock(name, timeout=2):
+            pass
+
+
+async def test_who_is_cancelled_before_the_server_has_answered_leaves_it_free(
+    server: NatsServer, namespace: str, another: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The write that takes the lock is stored, and its answer is lost on the way."""
+    other = await another()
+    async with wire(server.client_port) as cable, connect(cable.url, namespace=namespace) as memory:
+        lock = memory.lock("name", ttl=30)
+        write = lock._write
+
+        async def write_unheard(expected: int, event_id: str | None = None) -> int:
+            cable.lose_answers()
+            return await write(expected, event_id)
+
+        monkeypatch.setattr(lock, "_write", write_unheard)
+        waiting = asyncio.create_task(lock.__aenter__())
+        log = (await other._fabric()).log
+        await eventually(lambda: _taken(log, f"{namespace}.locks.global.global.name"), within=5)
+        cable.lose_answers(False)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+    async with other.lock("name", timeout=2):
+        pass
+
+
 async def test_giving_back_is_at_once_also_in_the_middle_of_a_renewal(another: Connect) -> None:
     memory, other = await another(), await another()
 
@@ -273,6 +318,36 @@ async def test_the_server_refuses_a_write_of_a_holder_that_believes_in_its_lock(
         assert (lost.value.expected, lost.value.actual) == (token, None)
         lock._until = 0.0
     assert not await events(memory)
+
+
+async def test_a_lock_of_another_namespace_is_no_fence(server: NatsServer, namespace: str, memory: Memory) -> None:
+    async with connect(server.url, namespace=f"{namespace}-b") as other, other.lock("name") as lock:
+        async with asyncio.timeout(5):
+            with pytest.raises(InvalidInputError, match=f"namespace '{namespace}-b'.*nothing was written"):
+                await memory.set("key", 1, fence=lock)
+    assert not await events(memory)
+
+
+async def test_a_lock_of_another_server_is_no_fence(fresh_server: NatsServer, namespace: str, memory: Memory) -> None:
+    async with connect(fresh_server.url, namespace=namespace) as other, other.lock("name") as lock:
+        async with asyncio.timeout(5):
+            with pytest.raises(InvalidInputError, match=fresh_server.url):
+                await memory.set("key", 1, fence=lock)
+    assert not await events(memory)
+
+
+async def test_a_fenced_write_that_is_refused_for_no_reason_ends_in_time(
+    server: NatsServer, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with connect(server.url, namespace=namespace, timeout=0.5) as memory, memory.lock("name") as lock:
+
+        async def refuse(*_: Any, **__: Any) -> int:
+            raise Conflict(None)
+
+        monkeypatch.setattr(writes, "store_together", refuse)
+        async with asyncio.timeout(5):
+            with pytest.raises(UnavailableError, match=r"refused for 0\.5 s"):
+                await memory.set("key", 1, fence=lock)
 
 
 async def test_a_fence_and_a_revision_are_both_checked(memory: Memory) -> None:
@@ -399,6 +474,11 @@ async def _freeze(lock: Lock) -> None:
     assert lock._renewer is not None
     lock._renewer.cancel()
     await asyncio.wait({lock._renewer})
+
+
+async def _taken(log: Any, subject: str) -> bool:
+    (record,) = await log.last([subject])
+    return record is not None
 
 
 async def _renewed(log: Any, subject: str, revision: int) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 import agentfield
@@ -45,6 +47,59 @@ async def test_an_exception_in_the_block_drops_nothing_that_was_taken(fresh_serv
         with pytest.raises(ZeroDivisionError) as raised:
             await fails(memory.offline(timeout=0.3))
         assert "20 writes still waiting for the server after 0.3 s: 'k_0'" in raised.value.__notes__[0]
+
+
+async def test_a_cancelled_block_drops_nothing_that_was_taken(fresh_server: NatsServer, namespace: str) -> None:
+    async with agentfield.connect(fresh_server.url, namespace=namespace, timeout=0.5) as memory:
+
+        async def waits(buffer: OfflineBuffer) -> None:
+            async with buffer:
+                for number in range(50):
+                    buffer.set("k", number)
+                await asyncio.Event().wait()
+
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.001):
+                await waits(memory.offline())
+        assert [event.data async for event in memory.history("k")] == list(range(50))
+        await fresh_server.kill()
+        with pytest.raises(TimeoutError) as raised:
+            async with asyncio.timeout(0.01):
+                await waits(memory.offline(timeout=0.3))
+        assert "50 writes still wait for the server after 0.3 s: 'k'" in raised.value.__cause__.__notes__[0]  # type: ignore[union-attr]
+
+
+async def test_a_second_cancellation_ends_the_wait_and_the_log_names_what_is_left(
+    fresh_server: NatsServer, namespace: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with agentfield.connect(fresh_server.url, namespace=namespace, timeout=20) as memory:
+        await memory.set("before", 1)
+        await fresh_server.pause()
+        buffer = memory.offline()
+
+        async def waits() -> None:
+            async with buffer:
+                ids.append(buffer.set("first", 1))
+                buffer.set("second", 2)
+                await asyncio.Event().wait()
+
+        ids: list[str] = []
+        task = asyncio.create_task(waits())
+        await eventually(lambda: buffer._sent is not None)
+        task.cancel()
+        done, _ = await asyncio.wait({task}, timeout=0.2)
+        assert not done, "it waits for the server"
+        task.cancel()
+        async with asyncio.timeout(2):
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        await fresh_server.resume()
+    said = [record.getMessage() for record in caplog.records if record.name == "agentfield.offline"]
+    assert said == [
+        "offline buffer closed before the server had confirmed set of 'first': "
+        f"it may be stored, or not, as event {ids[0]}",
+        "offline buffer closed with 1 write not stored: 'second'",
+    ]
 
 
 async def test_a_full_buffer_refuses_and_says_so(fresh_server: NatsServer, namespace: str) -> None:
