@@ -10,11 +10,8 @@ import pytest
 
 from agentfield import ConflictError, InvalidInputError, Memory, OutcomeUnknownError, connect
 from agentfield.execution import new_id
-from agentfield.fabric.batch import BatchItem, append_batch
-from agentfield.fabric.fabric import Fabric
 from agentfield.memory import merges
 from tests.support import NatsServer, eventually
-from tests.support.events import headers, subject
 
 Connect = Callable[[], Awaitable[Memory]]
 
@@ -140,17 +137,6 @@ async def test_the_id_of_another_set_many_is_refused_at_once(memory: Memory, val
             await memory.set_many(values, event_id="id-1")
     assert await memory.set_many(first, event_id="id-1") == revision
     assert await memory.get_many(["a", "b", "c", "d"]) == {"a": 3, "b": 2}
-
-
-async def test_a_batch_that_takes_a_part_of_another_ones_ids_is_refused_at_once(fabric: Fabric) -> None:
-    def items(**ids: str) -> list[BatchItem]:
-        return [BatchItem(subject(fabric, key), b"1", headers(id)) for key, id in ids.items()]
-
-    await append_batch(fabric.log, items(a="id-1", b="id-2"))
-    async with asyncio.timeout(5):
-        with pytest.raises(InvalidInputError, match="the event id 'id-1' was used for another write, revision 1"):
-            await append_batch(fabric.log, items(a="id-1", b="id-3"))
-    assert (await fabric.log.state())["messages"] == 2
 
 
 # -- create -----------------------------------------------------------------------------------------------------------
