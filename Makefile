@@ -52,8 +52,9 @@ help:
 demo: $(VENV)/.installed$(if $(AGENTFIELD_AI_MODEL),-ai)
 	$(BIN)/python -m examples.support.demo
 
+# In the order of the files, which has the long ones first: else what has few tests comes last, however long they take.
 test: lint types lower-bounds-short
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 # What is tried at random, or only shows in time, is tried in short by `make test`.
 test-long: $(VENV)/.installed-development
@@ -79,7 +80,7 @@ lower-bounds: $(LOWEST)/.installed
 
 # All unit tests, and of the others those that show in short that a real server is served.
 lower-bounds-short: $(LOWEST)/.installed
-	$(LOWEST)/bin/python -m pytest tests/unit
+	$(LOWEST)/bin/python -m pytest -n $(WORKERS) tests/unit
 	$(LOWEST)/bin/python -m pytest tests/integration -m smoke
 
 bench: $(VENV)/.installed-development

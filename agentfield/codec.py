@@ -245,16 +245,21 @@ def decode_event(
 def had_run_out(previous: Record, record: Record) -> bool:
     """Whether the value of a key's event before this one was absent already when this one was stored.
 
-    By the times of the log, so that everybody comes to the same. The event that tells of the end of a value follows it
-    in time, but what it takes away is that value. Raises DecodeError if one of them is not what agentfield writes.
+    By the times of the log, so that everybody comes to the same; of two events that were replayed from one place, by
+    those of the log they came from. The event that tells of the end of a value follows it in time, but what it takes
+    away is that value. Raises DecodeError if one of them is not what agentfield writes.
     """
     packed = previous.headers.get(EVENT_HEADER)
     if packed is None or '"ttl"' not in packed:  # without it, no look inside is needed
         return False
-    expires = expires_at_ns(previous)
-    if expires is None or expires > record.timestamp:
-        return False
-    return _header(record, deleted=is_delete(record)).reason != "expired"
+    header = _header(record, deleted=is_delete(record))
+    before, now = _header(previous, deleted=is_delete(previous)).replayed_from, header.replayed_from
+    if before is not None and now is not None and before.namespace == now.namespace:
+        over = before.ttl is not None and before.timestamp + timedelta(seconds=before.ttl) <= now.timestamp
+    else:
+        expires = expires_at_ns(previous)
+        over = expires is not None and expires <= record.timestamp
+    return over and header.reason != "expired"
 
 
 def _has_data(record: Record) -> bool:

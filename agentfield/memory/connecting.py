@@ -11,7 +11,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from agentfield.amount import check_span
-from agentfield.archive.reading import Archive
 from agentfield.errors import InvalidInputError
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.jetstream import PATIENCE
@@ -21,6 +20,9 @@ from agentfield.memory.memory import Memory
 from agentfield.naming import check_text, shown
 from agentfield.settings import Settings
 from agentfield.subject import check_namespace
+
+if TYPE_CHECKING:
+    from agentfield.archive.reading import Archive
 
 _ENTER: Final = "write `async with agentfield.connect() as memory:` and use memory inside the block"
 
@@ -63,10 +65,12 @@ def archive_for(namespace: str, settings: Settings, archive: str | os.PathLike[s
 
     It is looked at when something is asked for that the log does not hold.
     """
-    if archive is not None:
-        return Archive(Path(archive).expanduser().absolute())
-    chosen = settings.archive_of(namespace)
-    return Archive(chosen) if settings.archive is not None or chosen.is_dir() else None
+    chosen = settings.archive_of(namespace) if archive is None else Path(archive).expanduser().absolute()
+    if archive is None and settings.archive is None and not chosen.is_dir():
+        return None
+    from agentfield.archive.reading import Archive  # most have none, and what it needs takes time to load
+
+    return Archive(chosen)
 
 
 def check_url(url: object) -> None:

@@ -156,7 +156,7 @@ def test_a_paused_view_is_left_alone(cli: Cli, remember: Remember, spending: Pat
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("run", "nosuch"), "projections that ship: timeline, metrics, seals, state"),
+        (("run", "nosuch"), "projections that ship: timeline, metrics, archive, seals, state"),
         (("run", "empty.py"), "defines no projection"),
         (("run", "idle.py"), "Spending in idle.py has no apply(): write `def apply(self, event, view)`"),
         (("run", "idle.py:spending"), "Spending in idle.py has no apply()"),

@@ -300,9 +300,8 @@ async def test_a_delete_ends_the_very_value_that_was_looked_at_and_no_newer_one(
 async def test_what_something_else_put_into_a_scope_is_cleared_too(memory: Memory, fabric: Fabric) -> None:
     await memory.set("ours", 1)
     for tokens, headers in (("plain", {}), ("strange", {"Agentfield-Event": "no JSON"})):
-        await fabric.connection.publish(subject(fabric, tokens), b"no JSON", dict(headers))
-    await fabric.connection.publish(subject(fabric, "no=key"), b"1", {})
-    await fabric.connection.flush()
+        await fabric.connection.request(subject(fabric, tokens), b"no JSON", dict(headers), timeout=5)
+    await fabric.connection.request(subject(fabric, "no=key"), b"1", {}, timeout=5)
     assert await memory.clear(scope="global") == 3
     left = [record.subject async for record in fabric.log.current([fabric.subjects.all_memory]) if record.payload]
     assert left == [subject(fabric, "no=key")], "that is nobody's key"

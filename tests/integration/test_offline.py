@@ -66,7 +66,7 @@ async def test_a_cancelled_block_drops_nothing_that_was_taken(fresh_server: Nats
         with pytest.raises(TimeoutError) as raised:
             async with asyncio.timeout(0.01):
                 await waits(memory.offline(timeout=0.3))
-        assert "50 writes still wait for the server after 0.3 s: 'k'" in raised.value.__cause__.__notes__[0]  # type: ignore[union-attr]
+        assert "50 writes still waiting for the server after 0.3 s: 'k'" in raised.value.__cause__.__notes__[0]  # type: ignore[union-attr]
 
 
 async def test_a_second_cancellation_ends_the_wait_and_the_log_names_what_is_left(

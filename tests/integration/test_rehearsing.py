@@ -86,8 +86,8 @@ async def model(messages: Any, *, schema: Any = None) -> str:
 
 
 async def record(agent: Agent, *writes: Any) -> None:
-    """Serve the agent while these are written, and until its handlers have handled them."""
-    async with agent:
+    """Serve the agent while these are written, and until they are handled; it can be changed afterwards."""
+    async with agent.elsewhere(), agent:
         for write in writes:
             await write()
         await settled(agent)
