@@ -78,12 +78,17 @@ def without_late(lines: list[dict[str, Any]], paused: set[tuple[int, int]]) -> l
     """What was handled, without what an instance finished after a pause although another had taken over.
 
     ``paused``: for every pause the process id, and how much that process had handled before. What it was in the middle
-    of it finishes when it wakes, whatever has happened meanwhile.
+    of it finishes when it wakes, whatever has happened meanwhile. If it goes on with the next event right behind that,
+    it was not in the middle of anything: it is the active one again.
     """
     counts, revisions = Counter[int](), Counter(line["revision"] for line in lines)
     kept = []
-    for line in lines:
-        late = (line["pid"], counts[line["pid"]]) in paused and revisions[line["revision"]] > 1
+    for line, following in zip(lines, [*lines[1:], None], strict=True):
+        goes_on = following is not None and (following["pid"], following["revision"]) == (
+            line["pid"],
+            line["revision"] + 1,
+        )
+        late = (line["pid"], counts[line["pid"]]) in paused and revisions[line["revision"]] > 1 and not goes_on
         counts[line["pid"]] += 1
         if late:
             revisions[line["revision"]] -= 1
