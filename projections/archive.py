@@ -176,11 +176,10 @@ async def compared(source: Source, segments: Sequence[Segment], *, start: int = 
     last = min(segments[-1].last, int(state["last_seq"]))
     complete = source.fabric.log.held.complete
     begin = max(start, segments[0].first)
-    count = 0
     try:
         return await _walked(source, segments, begin, last, complete)
     except _Misread as wrong:
-        return Verdict(last, count, (f"revision {wrong.revision}", "other columns"), ("what its message says",))
+        return Verdict(last, 0, (f"revision {wrong.revision}", "other columns"), ("what its message says",))
 
 
 async def _walked(source: Source, segments: Sequence[Segment], begin: int, last: int, complete: int) -> Verdict:

@@ -21,6 +21,7 @@ from agentfield.archive.directory import LogId, Segment
 from agentfield.archive.directory import Moved as Elsewhere
 from agentfield.codec import Record
 from projections.source import EVERY_MESSAGE, Source
+from projections.stores.kept import KeptStore
 from projections.view import Fold, Head, Moment, Moved, Step
 
 T = TypeVar("T")
@@ -173,8 +174,10 @@ class ArchiveView:
             ) from error
 
 
-class ArchiveStore:
+class ArchiveStore(KeptStore):
     """Where an archive is kept: a directory."""
+
+    never = NEVER
 
     def __init__(self, source: Source, path: Path) -> None:
         self._source = source
@@ -193,28 +196,10 @@ class ArchiveStore:
         view = self._view()
         return view if name == NAME and await view.exists() else None
 
-    async def building(self, name: str) -> None:
-        """None: an archive is not made anew."""
-
     async def create(self, kind: str, head: Head, prepare: Fold) -> ArchiveView:
         """An empty archive."""
         pyarrow()
         return self._view()
-
-    async def scratch(self, kind: str, head: Head, prepare: Fold) -> ArchiveView:
-        """Refused."""
-        raise InvalidInputError(NEVER)
-
-    async def switch(self, name: str, generation: int) -> None:
-        """Refused."""
-        raise InvalidInputError(NEVER)
-
-    async def discard(self, name: str, generation: int) -> None:
-        """Refused."""
-        raise InvalidInputError(NEVER)
-
-    async def tidy(self, name: str) -> None:
-        """Nothing to do."""
 
     async def remove(self, name: str) -> bool:
         """Refused, of an archive that is there."""

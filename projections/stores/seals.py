@@ -25,6 +25,7 @@ from agentfield.audit.seal import Seal, SignedSeal, signed
 from agentfield.audit.source import Live
 from agentfield.fabric.facts import describe, facts_of
 from projections.source import EVERY_MESSAGE, Source
+from projections.stores.kept import KeptStore
 from projections.view import Fold, Head, Moment, Moved, Step
 
 T = TypeVar("T")
@@ -256,8 +257,10 @@ class SealView:
         await describe(self._source.fabric.connection, self.place, facts)
 
 
-class SealStore:
+class SealStore(KeptStore):
     """Where seals are kept: one stream in each namespace. To seal takes a ``signer``; ``made`` hears of every seal."""
+
+    never = NEVER
 
     def __init__(
         self, source: Source, signer: Signer | None = None, made: Callable[[Seal], None] | None = None
@@ -281,30 +284,11 @@ class SealStore:
             await self._view.check()
         return self._view
 
-    async def building(self, name: str) -> SealView | None:
-        """Never: there is one generation."""
-        return None
-
     async def create(self, kind: str, head: Head, prepare: Fold) -> SealView:
         """The seals, of which there are none yet."""
         if head.name != NAME:
             raise InvalidInputError(f"projection {head.name!r} asks for store {KIND!r}, which is for seals alone")
         return self._view
-
-    async def scratch(self, kind: str, head: Head, prepare: Fold) -> SealView:
-        """Refused."""
-        raise InvalidInputError(NEVER)
-
-    async def switch(self, name: str, generation: int) -> None:
-        """Refused."""
-        raise InvalidInputError(NEVER)
-
-    async def discard(self, name: str, generation: int) -> None:
-        """Refused."""
-        raise InvalidInputError(NEVER)
-
-    async def tidy(self, name: str) -> None:
-        """Nothing to do."""
 
     async def remove(self, name: str) -> bool:
         """Refused, where there are any."""
