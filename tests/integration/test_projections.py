@@ -377,8 +377,8 @@ async def test_a_runner_waits_out_an_outage(
         connect(fresh_server.url, namespace=namespace, timeout=30) as memory,
         running(Runner(source, Chain(), store)),
     ):
-        await write(memory, 20)
-        await eventually(lambda: checkpoint_in(path) == 20, within=15)
+        before = await write(memory, 20)
+        await eventually(lambda: checkpoint_in(path) == before, within=15)
         await fresh_server.restart(gracefully=False)
         last = await write(memory, 20, start=20)
         await eventually(lambda: checkpoint_in(path) == last, within=20)
