@@ -28,8 +28,8 @@ from agentfield.fabric.service import Service
 from agentfield.memory import Memory
 from agentfield.memory.expiry import ExpiryWorker
 from agentfield.memory.lifetime import Lifetimes, Periods
-from agentfield.memory.subscription import HandlerRun
-from agentfield.memory.subscriptions import Subscriptions
+from agentfield.memory.reacting.subscription import HandlerRun
+from agentfield.memory.reacting.subscriptions import Subscriptions
 from agentfield.naming import shown
 from agentfield.scope import Scope
 from agentfield.settings import Settings

@@ -13,7 +13,7 @@ from agentfield.agent.handle import Handle
 from agentfield.agent.notes import Notes
 from agentfield.fabric.fabric import Fabric
 from agentfield.memory.connecting import check_url, open_fabric
-from agentfield.memory.subscriptions import Subscriptions
+from agentfield.memory.reacting.subscriptions import Subscriptions
 from agentfield.settings import Settings
 from agentfield.subject import check_namespace
 

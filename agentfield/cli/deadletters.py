@@ -25,8 +25,8 @@ from agentfield.cli.waiting import wait
 from agentfield.errors import DecodeError
 from agentfield.event import Event
 from agentfield.fabric.fabric import Fabric
-from agentfield.memory.letters import Letter, request
 from agentfield.memory.previous import PreviousTable
+from agentfield.memory.reacting.letters import Letter, request
 from agentfield.memory.resolving import Resolver
 
 _SHOWN_ERROR = 76

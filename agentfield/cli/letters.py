@@ -16,7 +16,7 @@ import click
 from agentfield.agent.reasoner import check_name
 from agentfield.errors import DecodeError, NotFoundError
 from agentfield.fabric.fabric import Fabric
-from agentfield.memory.letters import Letter
+from agentfield.memory.reacting.letters import Letter
 from agentfield.pattern import Pattern
 
 logger = logging.getLogger("agentfield.cli")

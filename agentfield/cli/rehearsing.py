@@ -28,11 +28,11 @@ from agentfield.cli.runs import VERDICTS, fields_of, show_run, summary_of
 from agentfield.errors import AgentFieldError, InvalidInputError
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.removal import remove
-from agentfield.memory.excerpt import Excerpt
-from agentfield.memory.pacing import Pace
-from agentfield.memory.rehearsing import Chosen, Rehearsing
 from agentfield.naming import shown
 from agentfield.pattern import Pattern
+from agentfield.replay.excerpt import Excerpt
+from agentfield.replay.pacing import Pace
+from agentfield.replay.rehearsing import Chosen, Rehearsing
 from agentfield.settings import Settings
 from agentfield.testing import Agents
 

@@ -24,12 +24,12 @@ from agentfield.codec import Record
 from agentfield.errors import AgentFieldError
 from agentfield.fabric.fabric import Fabric
 from agentfield.memory.addressing import AnyScope
-from agentfield.memory.excerpt import Excerpt
 from agentfield.memory.history import check_writer, extent
-from agentfield.memory.pacing import Pace
-from agentfield.memory.republishing import Republishing
 from agentfield.memory.resolving import Resolver
 from agentfield.pattern import Pattern
+from agentfield.replay.excerpt import Excerpt
+from agentfield.replay.pacing import Pace
+from agentfield.replay.republishing import Republishing
 from agentfield.scope import Scope
 from agentfield.subject import check_namespace
 

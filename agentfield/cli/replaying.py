@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import click
 
 from agentfield.codec import Record
-from agentfield.memory.pacing import AsRecorded, AtOnce, Pace
+from agentfield.replay.pacing import AsRecorded, AtOnce, Pace
 
 Speed = float | Literal["none", "step"]
 """How fast: so many times as fast as it was, at once, or an event for each Enter."""

@@ -12,8 +12,8 @@ from agentfield.cli.differences import Side, show_sides
 from agentfield.cli.output import Output, Part, visible
 from agentfield.cli.traces import describe, users_frames
 from agentfield.event import Event
-from agentfield.memory.comparing import Compared
-from agentfield.memory.rehearsing import Run
+from agentfield.replay.comparing import Compared
+from agentfield.replay.rehearsing import Run
 from agentfield.scope import Scope
 
 VERDICTS: Final = ("same", "different", "missing", "extra", "erased")

@@ -12,7 +12,7 @@ from agentfield.execution import Execution, Seen
 from agentfield.memory.addressing import Place
 from agentfield.memory.cache import NearCaches
 from agentfield.memory.lifetime import Lifetimes
-from agentfield.memory.registration import Registration
+from agentfield.memory.reacting.registration import Registration
 from agentfield.memory.scoped import FabricSource, Scoped
 from agentfield.schema import Schemas
 from agentfield.scope import ScopeKind

@@ -15,7 +15,7 @@ from agentfield.memory.addressing import Place, event_scopes
 from agentfield.memory.base import Base
 from agentfield.memory.history import check_writer, events_between, extent
 from agentfield.memory.moment import check_point
-from agentfield.memory.registration import Delivery, registration
+from agentfield.memory.reacting.registration import Delivery, registration
 from agentfield.memory.watch import CaughtUp, watching
 from agentfield.pattern import Pattern
 

@@ -17,7 +17,7 @@ from agentfield.agent import Agent
 from agentfield.codec import Record
 from agentfield.errors import InvalidInputError
 from agentfield.fabric.fabric import Fabric
-from agentfield.memory.subscription import HandlerRun
+from agentfield.memory.reacting.subscription import HandlerRun
 
 PATIENCE = 15.0
 """Seconds: enough for the default retries of a handler that always fails, 6.2 s, with room for a busy machine."""

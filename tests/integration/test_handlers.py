@@ -11,7 +11,7 @@ import pytest
 
 from agentfield import Agent, Event, InvalidInputError, Memory
 from agentfield.execution import current
-from agentfield.memory import superseding
+from agentfield.memory.reacting import superseding
 from tests.support import NatsServer, eventually
 
 

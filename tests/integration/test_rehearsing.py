@@ -12,12 +12,12 @@ from agentfield import Agent, Event, Memory, connect
 from agentfield.execution import Execution, current
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.removal import remove
-from agentfield.memory.excerpt import Excerpt
 from agentfield.memory.history import Slice
-from agentfield.memory.pacing import AtOnce
-from agentfield.memory.rehearsing import Chosen, Rehearsing, Run
-from agentfield.memory.staging import EVERYWHERE, Stage
 from agentfield.pattern import Pattern
+from agentfield.replay.excerpt import Excerpt
+from agentfield.replay.pacing import AtOnce
+from agentfield.replay.rehearsing import Chosen, Rehearsing, Run
+from agentfield.replay.staging import EVERYWHERE, Stage
 from agentfield.testing import Agents, settled
 from tests.support import NatsServer
 

@@ -15,8 +15,8 @@ from agentfield.codec import encode_event
 from agentfield.execution import new_id
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.jetstream import api
-from agentfield.memory import letters as forms
-from agentfield.memory.letters import Letter, request
+from agentfield.memory.reacting import letters as forms
+from agentfield.memory.reacting.letters import Letter, request
 from tests.support import NatsServer, eventually
 from tests.support.recording import recorded, recorder
 

@@ -17,16 +17,16 @@ from agentfield.event import Writer
 from agentfield.execution import Execution, current, new_id
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.jetstream import api
-from agentfield.memory import republishing
 from agentfield.memory.addressing import AnyScope
 from agentfield.memory.causes import Origin, chain
-from agentfield.memory.copying import time_left
-from agentfield.memory.excerpt import Excerpt
 from agentfield.memory.history import Slice
-from agentfield.memory.pacing import AsRecorded, AtOnce, Pace
-from agentfield.memory.republishing import Republishing
 from agentfield.memory.writing import store_together
 from agentfield.pattern import Pattern
+from agentfield.replay import republishing
+from agentfield.replay.copying import time_left
+from agentfield.replay.excerpt import Excerpt
+from agentfield.replay.pacing import AsRecorded, AtOnce, Pace
+from agentfield.replay.republishing import Republishing
 from agentfield.scope import GLOBAL, RESOLUTION
 from tests.support import NatsServer, eventually
 from tests.support.events import write_many
@@ -228,7 +228,7 @@ async def test_causes_are_right_when_others_write_into_the_target_meanwhile(
             await copy.set("intruder", intruded)
         return await store_together(*args, **options)
 
-    monkeypatch.setattr("agentfield.memory.republishing.store_together", intruding)
+    monkeypatch.setattr("agentfield.replay.republishing.store_together", intruding)
     await replayed(memory, copy)
     assert intruded > 3
     there = {event.id: event for event in await events(copy)}
@@ -311,7 +311,7 @@ async def test_the_server_refuses_what_comes_after_another_replays_word(
         await _some(one, 99)
         return await store_together(*args, **options)
 
-    monkeypatch.setattr("agentfield.memory.republishing.store_together", overtaken)
+    monkeypatch.setattr("agentfield.replay.republishing.store_together", overtaken)
     with pytest.raises(ConflictError, match="somebody else replays into namespace"):
         await _some(two, 99)
     assert [event.key for event in await events(copy)] == ["a"]

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from agentfield import Event, Writer
-from agentfield.memory.comparing import compare
+from agentfield.replay.comparing import compare
 
 
 def event(key: str, data: Any = None, **changes: Any) -> Event:

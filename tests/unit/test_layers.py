@@ -27,7 +27,7 @@ LAYERS = (
     words("archive"),
     words("local"),
     words("memory"),
-    words("audit"),
+    words("audit replay"),
     words("agent"),
     words("testing"),
     words("cli __main__"),
@@ -43,7 +43,7 @@ IMPURE = words("asyncio concurrent http multiprocessing nats os pathlib select s
 
 # Who may use what only some may use.
 IMPORTS_NATS = words("fabric")
-READS_SETTINGS = words("local memory agent testing cli")
+READS_SETTINGS = words("local memory replay agent testing cli")
 READS_ENVIRONMENT = words("settings")
 PRINTS_OR_EXITS = words("cli")
 LOCAL_KNOWS = words("errors version server_version settings local")

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from agentfield import DecodeError, Event, Writer
 from agentfield.codec import Record
-from agentfield.memory.letters import Letter, letter, request, requested
+from agentfield.memory.reacting.letters import Letter, letter, request, requested
 from tests.unit.strategies import ANY_CHARACTER
 
 EVENT = Event(

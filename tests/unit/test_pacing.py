@@ -1,7 +1,7 @@
 """Pacing: the turns of a replay, on a clock that the tests move."""
 
 from agentfield.codec import Record
-from agentfield.memory.pacing import AsRecorded, AtOnce
+from agentfield.replay.pacing import AsRecorded, AtOnce
 
 SECOND = 1_000_000_000
 

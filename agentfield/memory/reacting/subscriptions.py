@@ -14,10 +14,10 @@ from contextlib import suppress
 from agentfield.errors import AgentFieldError, ClosedError
 from agentfield.fabric.durables import handlers_of
 from agentfield.fabric.fabric import Fabric
-from agentfield.memory.insisting import FIRST_RETRY
-from agentfield.memory.registration import Registration
-from agentfield.memory.subscription import HandlerRun
-from agentfield.memory.superseding import SupersededError
+from agentfield.memory.reacting.insisting import FIRST_RETRY
+from agentfield.memory.reacting.registration import Registration
+from agentfield.memory.reacting.subscription import HandlerRun
+from agentfield.memory.reacting.superseding import SupersededError
 from agentfield.settings import DEFAULT_MAX_DEPTH
 
 logger = logging.getLogger("agentfield.handlers")

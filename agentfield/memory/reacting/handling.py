@@ -16,13 +16,13 @@ from agentfield.errors import AgentFieldError, DecodeError, InvalidInputError, R
 from agentfield.event import Event
 from agentfield.fabric.consuming import Shortened
 from agentfield.fabric.fabric import Fabric
-from agentfield.memory.calling import call
 from agentfield.memory.causes import handler_execution
-from agentfield.memory.insisting import insist
-from agentfield.memory.letters import Letter, letter, letter_of_gap, said
-from agentfield.memory.loops import LoopDetected, LoopGuard
-from agentfield.memory.registration import Registration
-from agentfield.memory.replaying import settle
+from agentfield.memory.reacting.calling import call
+from agentfield.memory.reacting.insisting import insist
+from agentfield.memory.reacting.letters import Letter, letter, letter_of_gap, said
+from agentfield.memory.reacting.loops import LoopDetected, LoopGuard
+from agentfield.memory.reacting.redelivering import settle
+from agentfield.memory.reacting.registration import Registration
 from agentfield.memory.resolving import Resolver
 
 logger = logging.getLogger("agentfield.handlers")

@@ -24,15 +24,15 @@ from agentfield.fabric.batch import Expectation
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.jetstream import backoff
 from agentfield.fabric.log import Conflict
-from agentfield.memory.copying import copied, time_left
 from agentfield.memory.encrypting import vault_for
-from agentfield.memory.excerpt import Excerpt
 from agentfield.memory.history import Slice
 from agentfield.memory.lifetime import Lifetimes, Periods
-from agentfield.memory.pacing import Pace
-from agentfield.memory.retracing import Retracing, cause_revision
 from agentfield.memory.writing import Write, store_together
 from agentfield.naming import shown
+from agentfield.replay.copying import copied, time_left
+from agentfield.replay.excerpt import Excerpt
+from agentfield.replay.pacing import Pace
+from agentfield.replay.retracing import Retracing, cause_revision
 from agentfield.scope import GLOBAL
 
 _BATCH: Final = 400

@@ -16,13 +16,13 @@ from agentfield.event import Writer
 from agentfield.execution import new_id
 from agentfield.fabric.fabric import Fabric
 from agentfield.memory.addressing import AnyScope, address
-from agentfield.memory.copying import copied
 from agentfield.memory.lifetime import Lifetimes, Periods
 from agentfield.memory.moment import Instant
 from agentfield.memory.past import whole
 from agentfield.memory.state import live_entries
 from agentfield.memory.writing import Write, store, store_together
 from agentfield.pattern import Pattern
+from agentfield.replay.copying import copied
 from agentfield.scope import RESOLUTION
 
 EVERYTHING: Final = (Pattern.parse("*"),)

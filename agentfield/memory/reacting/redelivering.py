@@ -1,8 +1,8 @@
-"""Replaying: from the wish to have a dead letter's event handled again to the event as it was.
+"""Redelivering: from the wish to have a dead letter's event handled again to the event as it was.
 
 Owns: finding the letter, the event in the log, and what its key held before; and taking the letter away once the event
 has been handled. Must not know: how a handler runs. Invariant: a letter goes only after its event was handled, or lies
-in a newer letter; so it is never lost, whenever whoever replays it dies.
+in a newer letter; so it is never lost, whenever whoever does it dies.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import NamedTuple
 from agentfield.codec import Record
 from agentfield.errors import AccessDeniedError, AgentFieldError, DecodeError
 from agentfield.fabric.fabric import Fabric
-from agentfield.memory.letters import Letter, requested
 from agentfield.memory.previous import PreviousTable
+from agentfield.memory.reacting.letters import Letter, requested
 
 logger = logging.getLogger("agentfield.handlers")
 

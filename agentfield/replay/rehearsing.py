@@ -23,17 +23,17 @@ from agentfield.effects import Effects
 from agentfield.errors import DecodeError
 from agentfield.event import Event, ReplayedFrom, Writer
 from agentfield.fabric.fabric import Fabric
-from agentfield.memory.calling import call
 from agentfield.memory.causes import handler_execution
-from agentfield.memory.comparing import Compared, compare
-from agentfield.memory.excerpt import Excerpt
 from agentfield.memory.history import Slice, matching, records_between
 from agentfield.memory.moment import Pin
-from agentfield.memory.pacing import Pace
-from agentfield.memory.registration import Registration
+from agentfield.memory.reacting.calling import call
+from agentfield.memory.reacting.registration import Registration
 from agentfield.memory.resolving import Resolver
-from agentfield.memory.staging import EVERYTHING, EVERYWHERE, Stage
 from agentfield.pattern import Pattern, subsumes
+from agentfield.replay.comparing import Compared, compare
+from agentfield.replay.excerpt import Excerpt
+from agentfield.replay.pacing import Pace
+from agentfield.replay.staging import EVERYTHING, EVERYWHERE, Stage
 from agentfield.settings import DEFAULT_MAX_DEPTH
 
 

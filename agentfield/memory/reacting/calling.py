@@ -13,7 +13,7 @@ from collections.abc import Awaitable
 from agentfield import execution
 from agentfield.event import Event
 from agentfield.execution import Execution
-from agentfield.memory.registration import Registration
+from agentfield.memory.reacting.registration import Registration
 
 
 async def call(registration: Registration, event: Event, here: Execution) -> None:

@@ -20,14 +20,14 @@ from agentfield.fabric.durables import described, durable_name
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.live import LiveConsumer
 from agentfield.memory.encrypting import known
-from agentfield.memory.handling import Handling, Taken
 from agentfield.memory.history import matching
-from agentfield.memory.insisting import insist, pause_before
 from agentfield.memory.previous import PreviousTable
-from agentfield.memory.registration import Registration
-from agentfield.memory.replaying import recall
+from agentfield.memory.reacting.handling import Handling, Taken
+from agentfield.memory.reacting.insisting import insist, pause_before
+from agentfield.memory.reacting.redelivering import recall
+from agentfield.memory.reacting.registration import Registration
+from agentfield.memory.reacting.superseding import SupersededError, stand_aside
 from agentfield.memory.state import is_live
-from agentfield.memory.superseding import SupersededError, stand_aside
 from agentfield.pattern import subsumes
 from agentfield.settings import DEFAULT_MAX_DEPTH
 
