@@ -34,6 +34,11 @@ class Acknowledging:
         self._timer: asyncio.TimerHandle | None = None
         self._sending: set[asyncio.Task[None]] = set()
 
+    @property
+    def said(self) -> bool:
+        """Whether nothing is left to be said."""
+        return not self._reply and not self._sending
+
     def floor(self, advance: Advance) -> None:
         """The floor has moved: say so soon."""
         if not advance.reply:

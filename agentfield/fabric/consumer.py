@@ -8,6 +8,8 @@ Must not know: what an event means or how it is handled. Invariants:
   last pull that the server accepted: a process that was paused for longer hands out nothing on waking.
 * Whoever gains the pin first resets the consumer to its acknowledged floor. So what the previous instance had received
   and not finished comes again, in order, before anything newer.
+* When nothing has come for some seconds, the pin is not renewed any more: the server gives one to whoever is there with
+  the next event. If that is the instance that had it, and the consumer stands where it left it, it just goes on.
 * Only a floor is acknowledged (``ack_policy: all``): every event at or below it has been handled. And only while the
   pin is surely ours: after a takeover the consumer counts anew, and an acknowledgement from before would mislead it.
 * Until the floor has reached the seam of a consumer that begins with present values, the active instance reads these as
@@ -21,10 +23,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from agentfield.errors import AccessDeniedError, AgentFieldError, ClosedError
 from agentfield.fabric.acknowledging import Acknowledging
-from agentfield.fabric.connection import ConnectionState
+from agentfield.fabric.connection import ConnectionState, Message
 from agentfield.fabric.consuming import ConsumerSpec, Item, Shortened
 from agentfield.fabric.durable import GROUP, PIN_TIMEOUT, Durable
 from agentfield.fabric.faults import Fault, ServerFault, error_of
@@ -43,7 +47,23 @@ logger = logging.getLogger("agentfield.consumer")
 _STANDBY_PULL = 20.0
 _SILENCE = 2.5
 """Seconds beyond the end of a standby's pull after which it counts as lost."""
+_MARGIN = 0.5
+"""Seconds that the last pull of a pin that is not renewed stays open beyond it."""
 _PIN = "Nats-Pin-Id"
+
+
+class _Stand(NamedTuple):
+    """Where the server says that a consumer stands."""
+
+    delivered: int
+    acknowledged: int
+    floor: int
+
+    @classmethod
+    def of(cls, info: Mapping[str, Any]) -> _Stand:
+        """Whatever another instance has handled since shows: its turn counts anew, and moves the floor."""
+        delivered, acknowledged = info["delivered"], info["ack_floor"]
+        return cls(delivered["consumer_seq"], acknowledged["consumer_seq"], acknowledged["stream_seq"])
 
 
 class PinnedConsumer:
@@ -63,6 +83,8 @@ class PinnedConsumer:
         self._handing = Handing(self._progress)
         self._acks = Acknowledging(log.connection, spec.name, lambda: self._handing.active)
         self._turn: Turn | None = None
+        self._rest: _Stand | None = None
+        """Where the consumer stood when the last turn had nothing more to do; None if nobody knows."""
         self._former_pin = ""
 
     def successor(self) -> PinnedConsumer:
@@ -177,9 +199,9 @@ class PinnedConsumer:
                     await self._progress.idle()  # what we still handle must end before we may compete again
                     if self._handing.draining:
                         await asyncio.Event().wait()  # until cancelled: whoever is leaving competes no more
-                    pin = await self._acquire()
+                    message = await self._acquire()
                     attempt = 0
-                    await self._hold(pin)
+                    await self._hold(message)
                 except ClosedError:
                     raise
                 except (Fault, AgentFieldError, TimeoutError) as error:
@@ -207,22 +229,24 @@ class PinnedConsumer:
         if state != "connected":
             self._pulls.lost()
 
-    async def _acquire(self) -> str:
-        """Wait as a standby until the server pins this instance. The event that tells so comes again later."""
+    async def _acquire(self) -> Message:
+        """Wait as a standby until the server pins this instance: it does so with an event, which is returned."""
         await self._pulls.open_inbox()
         advisories = await self._pulls.hear_of_unpinning()
         try:
+            if self._turn is not None:  # for the last time: until this pin ends, no other pull gets an event
+                await self._pulls.request(pin=self._handing.pin, batch=1, expires=PIN_TIMEOUT + _MARGIN)
             while True:
-                number = await self._pulls.request(pin=self._handing.pin, batch=1, expires=_STANDBY_PULL)
+                number = await self._pulls.request(pin="", batch=1, expires=_STANDBY_PULL)
                 await self._free_unfinished()
                 while True:
                     message = await self._pulls.receive(_STANDBY_PULL + _SILENCE)
                     if self._pulls.says_unpinned(message):
                         await self._free_unfinished()
                     elif not message.status:
-                        if not (pin := message.headers.get(_PIN)):
-                            raise ServerFault(500, 0, f"the consumer {self._spec.name} does not pin its client")
-                        return pin
+                        return message
+                    elif self._pulls.says_other_pin(message):
+                        continue  # to the last pull of the pin that was not renewed
                     elif self._pulls.ends(message, number):
                         break
         finally:
@@ -238,17 +262,44 @@ class PinnedConsumer:
         last = self._log.last_known
         info = await self._durable.ask("INFO")
         self._durable.note(info)
+        pinned = _pinned(info)
         if not info["num_pending"] and not info["num_ack_pending"]:
             self._gaps.nothing_until(last)
-        pinned = "".join(group.get("pinned_client_id") or "" for group in info.get("priority_groups") or ())
+            if pinned and pinned == self._handing.pin:
+                self._rest = _Stand.of(info)
         if pinned and pinned == self._former_pin:
             await self._durable.ask("UNPIN", {"group": GROUP})  # that was us, before we lost the connection
             pinned = ""
         if info["num_ack_pending"] and not pinned:
             await self._durable.ask("RESET")
 
-    async def _hold(self, pin: str) -> None:
-        """Be the active instance; ends with an error, when the pin is lost or in doubt."""
+    async def _hold(self, message: Message) -> None:
+        """Be the active instance, as the message says that we are, until nothing has come for a while.
+
+        Ends with an error when the pin is lost or in doubt.
+        """
+        pin = message.headers.get(_PIN)
+        if not pin:
+            raise ServerFault(500, 0, f"the consumer {self._spec.name} does not pin its client")
+        turn, rest, self._rest = self._turn, self._rest, None
+        if turn is not None and rest is not None and await self._stands(rest, pin, turn):
+            turn.take(message)
+        else:
+            self._forget()
+            turn = await self._take_over(pin)
+        await turn.go_on()
+
+    async def _stands(self, rest: _Stand, pin: str, turn: Turn) -> bool:
+        """Whether the consumer stands where our last turn left it, but for the one event that has just come."""
+        await self._pulls.open_inbox()
+        self._handing.begin(pin)
+        await turn.renew()
+        info = await self._durable.ask("INFO")
+        one = rest._replace(delivered=rest.delivered + 1)
+        return _pinned(info) == pin and info["num_ack_pending"] == 1 and _Stand.of(info) == one
+
+    async def _take_over(self, pin: str) -> Turn:
+        """Begin a turn at the floor: what another instance had received and not finished comes again."""
         reset = await self._durable.ask("RESET")
         await self._pulls.open_inbox()
         floor = int(reset["reset_seq"]) - 1
@@ -256,7 +307,7 @@ class PinnedConsumer:
         self._progress.raise_floor(floor)
         self._handing.begin(pin)
         logger.info("consumer %s: active from sequence %d on", self._spec.name, floor + 1)
-        self._turn = Turn(
+        self._turn = turn = Turn(
             self._log,
             self._spec,
             reset,
@@ -266,14 +317,23 @@ class PinnedConsumer:
             acks=self._acks,
             gaps=self._gaps,
         )
-        await self._turn.run()
+        await turn.begin()
+        return turn
 
     def _release(self) -> None:
         """The pin is lost or in doubt: what was received is forgotten, and comes again to whoever is active next."""
         if self._handing.pin:
             logger.info("consumer %s: no longer active", self._spec.name)
             self._former_pin = self._handing.pin
-        self._turn = None
+        self._forget()
+
+    def _forget(self) -> None:
+        self._turn = self._rest = None
         self._acks.forget()
         self._gaps.forget()
         self._handing.end()
+
+
+def _pinned(info: Mapping[str, Any]) -> str:
+    """By which the server knows the active instance of a consumer; empty if there is none."""
+    return "".join(group.get("pinned_client_id") or "" for group in info.get("priority_groups") or ())

@@ -83,9 +83,13 @@ class Pulls:
         self._lost = False
 
     async def request(self, *, pin: str, batch: int, expires: float, max_bytes: int = 0) -> int:
-        """Send a pull; returns its number."""
+        """Send a pull; returns its number. One that does not stay open (``expires`` 0) is answered at once."""
         self.count += 1
-        body: dict[str, Any] = {"group": GROUP, "batch": batch, "expires": int(expires * 1e9)}
+        body: dict[str, Any] = {"group": GROUP, "batch": batch}
+        if expires:
+            body["expires"] = int(expires * 1e9)
+        else:
+            body["no_wait"] = True
         if pin:
             body["id"] = pin
         if max_bytes:
@@ -111,9 +115,14 @@ class Pulls:
         """Whether a message is not of a pull, but says that the active instance is gone."""
         return message.subject.startswith(_UNPINNED)
 
+    @staticmethod
+    def says_other_pin(message: Message) -> bool:
+        """Whether a message says that the pin a pull was sent with is not the active instance's."""
+        return message.status == _WRONG_PIN
+
     def ends(self, message: Message, number: int) -> bool:
         """Whether a status ends pull ``number`` in the ordinary way. Raises a fault when it says anything else."""
-        if message.status == _WRONG_PIN:
+        if self.says_other_pin(message):
             raise NoAnswerFault("another instance is active")
         if not ends_pull(message):
             description = message.headers.get(DESCRIPTION, "")

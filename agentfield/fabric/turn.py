@@ -1,4 +1,4 @@
-"""A turn: what an instance does from the moment it gains the pin until it loses it.
+"""A turn: what an instance does from the moment it gains the pin until it loses it, or has had nothing to do for long.
 
 Owns: pulling events, or reading them where that is faster, and keeping the pin meanwhile. Must not know: how a pin is
 gained. Invariants: events are handed out in the order of the log; no more than a window of them is here at once.
@@ -31,6 +31,8 @@ _PULL = 1.0
 """Seconds a pull stays open, or a little more or less; each new one renews the pin, so a third of its timeout."""
 _SILENCE = 2.5
 """Seconds without a word on an open pull after which it counts as lost."""
+_REST = 5.0
+"""Seconds without an event after which the pin is not worth renewing: the next event gives one to whoever takes it."""
 
 
 class Turn:
@@ -63,6 +65,7 @@ class Turn:
         self._behind = self._was_behind = True
         self._pulled: list[int] = []
         self._loop = asyncio.get_running_loop()
+        self._busy = self._loop.time()
         self.fed = False
         """Whether events are handed out that do not come by pulls, of which nothing is acknowledged."""
 
@@ -76,8 +79,8 @@ class Turn:
             self._pulls.wake.set()
         self._feeding.moved.set()
 
-    async def run(self) -> None:
-        """Hand out events. Raises a fault, or a kin of AgentFieldError, when the pin is lost or in doubt."""
+    async def begin(self) -> None:
+        """Hand out what comes first: what is missing, where to begin, present values. Raises as :meth:`go_on`."""
         floor = self._received
         await self._look_for_gap(floor, exact=False)
         if (seam := self._durable.seam) is not None and floor < seam:
@@ -86,7 +89,14 @@ class Turn:
             self._pending = int(info["num_pending"])
         self._handing.emit(Activated(floor))
         self._behind = True
-        while True:
+
+    async def go_on(self) -> None:
+        """Hand out events, until there have been none for long and all of them are handled.
+
+        Raises a fault, or a kin of AgentFieldError, when the pin is lost or in doubt.
+        """
+        self._busy = self._loop.time()
+        while not self._is_done():
             sent = self._loop.time()
             if self._handing.draining or self._progress.is_full:
                 await self._keep_pin(sent)
@@ -97,6 +107,20 @@ class Turn:
             else:
                 await self._pull_events(sent)
 
+    def take(self, message: Message) -> None:
+        """Hand out an event that came while the pin was not renewed."""
+        self._accept(message)
+
+    async def renew(self) -> None:
+        """Have the pin renewed, and wait until the server says that it is. Raises as :meth:`go_on`."""
+        await self._keep_pin(self._loop.time(), expires=0)
+
+    def _is_done(self) -> bool:
+        now = self._loop.time()
+        if self._progress.outstanding or self._handing.draining or not self._acks.said:
+            self._busy = now
+        return now >= self._busy + _REST
+
     async def _pull_events(self, sent: float) -> None:
         """One pull, for as many events as there is room for."""
         received, last, room = self._received, self._log.last_known, WINDOW - self._progress.outstanding
@@ -105,7 +129,9 @@ class Turn:
         await self._answers(number, sent, room)
         if self._was_behind:
             await self._look_for_gap(received)
-        if not self._pulled:  # there was nothing: not at the end of this pull, nor at its beginning
+        if self._pulled:
+            self._busy = self._loop.time()
+        else:  # there was nothing: not at the end of this pull, nor at its beginning
             self._gaps.nothing_until(last)
             self._behind = False
 
@@ -150,9 +176,9 @@ class Turn:
         self.fed = False
         return outcome
 
-    async def _keep_pin(self, sent: float) -> None:
+    async def _keep_pin(self, sent: float, expires: float = _PULL) -> None:
         """A pull that no event can satisfy still renews the pin: the server answers it with a status."""
-        number = await self._pulls.request(pin=self._handing.pin, batch=1, expires=_PULL, max_bytes=1)
+        number = await self._pulls.request(pin=self._handing.pin, batch=1, expires=expires, max_bytes=1)
         await self._answers(number, sent, 1)
 
     async def _answers(self, number: int, sent: float, owed: int) -> None:
