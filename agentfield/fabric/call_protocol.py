@@ -44,6 +44,11 @@ def call_subject(namespace: str, agent: str, reasoner: str) -> str:
     return f"{namespace}.call.{agent}.{reasoner}"
 
 
+def instance_subject(namespace: str, agent: str, reasoner: str, instance: str) -> str:
+    """Where one instance alone takes calls of a reasoner; with ``*`` for it, of every one it has."""
+    return f"{call_subject(namespace, agent, reasoner)}.{instance}"
+
+
 def cancel_subject(namespace: str, agent: str) -> str:
     """Where every instance of an agent hears which executions their callers have given up."""
     return f"{namespace}.cancel.{agent}"

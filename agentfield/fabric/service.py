@@ -32,6 +32,7 @@ from agentfield.fabric.call_protocol import (
     ArgumentsRefused,
     Failure,
     cancel_subject,
+    instance_subject,
     message_size,
 )
 from agentfield.fabric.connection import Connection, Message, Subscription
@@ -129,6 +130,9 @@ class Service:
                         endpoint.subject, partial(self._on_request, endpoint.name), queue=QUEUE
                     )
                 )
+            if self._endpoints:
+                mine = instance_subject(self._connection.namespace, self.name, "*", self.id)
+                self._subscriptions.append(await self._connection.subscribe(mine, self._on_request_of_ours))
             await self._monitor.start()
             await self._connection.flush()
         except BaseException:
@@ -173,6 +177,11 @@ class Service:
             await asyncio.wait(set(self._tasks), timeout=_STOPPED_NOTICE)
 
     # -- requests -----------------------------------------------------------------------------------------------------
+
+    async def _on_request_of_ours(self, message: Message) -> None:
+        name = message.subject.split(".")[-2]
+        if any(endpoint.name == name for endpoint in self._endpoints):
+            await self._on_request(name, message)
 
     async def _on_request(self, name: str, message: Message) -> None:
         self._monitor.stats[name].requests += 1

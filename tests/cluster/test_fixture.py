@@ -1,13 +1,15 @@
 """The cluster that other tests stand on is one: it replicates, elects, survives, and heals."""
 
+import secrets
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import nats
 from nats.aio.client import Client
 from nats.js.api import StreamConfig
+from nats.js.errors import NoStreamResponseError
 
-from tests.support import Cluster, Node
+from tests.support import Cluster, Node, eventually
 
 
 @asynccontextmanager
@@ -27,8 +29,16 @@ async def replicated_stream(cluster: Cluster, name: str) -> None:
 
 
 async def stored_through(node: Node, stream: str) -> int:
+    """Store one message; a node that has just come back may not know the leader yet, and says so."""
+    headers = {"Nats-Msg-Id": secrets.token_hex(8)}
     async with connected(node) as client:
-        return (await client.jetstream().publish(f"{stream}.event", b"x", timeout=10)).seq
+
+        async def stored() -> int:
+            with suppress(NoStreamResponseError):
+                return (await client.jetstream().publish(f"{stream}.event", b"x", timeout=10, headers=headers)).seq
+            return 0
+
+        return int(await eventually(stored, within=20))
 
 
 async def check_failover(cluster: Cluster, stream: str) -> None:

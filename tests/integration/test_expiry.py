@@ -588,7 +588,7 @@ async def test_every_sequence_of_writes_and_pauses_ends_as_the_log_says(server: 
         except AssertionError as error:
             lines = "\n".join(f"  {event.timestamp.timestamp():.3f} {event}" for event in by_key[key])
             raise AssertionError(f"{' · '.join(steps)}: {error}\n{lines}") from error
-    assert sum(map(len, looks.values())) > 2000
+    assert sum(map(len, looks.values())) > 500  # or nothing was looked at
     assert sum(event.reason == "expired" for event in found) > 1500
 
 

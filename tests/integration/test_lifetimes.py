@@ -13,6 +13,7 @@ from agentfield.codec import is_delete
 from agentfield.execution import current
 from agentfield.fabric.bucket import Bucket
 from agentfield.fabric.fabric import Fabric
+from agentfield.fabric.faults import NO_MESSAGE, ServerFault
 from agentfield.fabric.jetstream import api
 from agentfield.memory.clearing import delete_all
 from agentfield.memory.expiry import ExpiryWorker
@@ -383,7 +384,7 @@ async def test_a_sweep_takes_old_markers_and_no_value(server: NatsServer, namesp
         assert not await markers(server.url, bucket)
         await memory.delete("key_1")
         await eventually(lambda: _has(server.url, bucket, 224))
-        payload = await _sweep_payload(fabric, "global")
+        payload = await eventually(lambda: _due_sweep(fabric, "global"), within=10)
         assert int(payload) > 0
         assert await sweep(fabric, "global", payload, NOW) == 1, "it goes on where it was"
         assert await sweep(fabric, "global", b"9999999", NOW) == 0, "a checkpoint of a bucket that was made anew"
@@ -505,16 +506,16 @@ async def _has(url: str, bucket: str, count: int) -> bool:
     return len(await contents(url, bucket)) == count
 
 
-async def _timer(fabric: Fabric, name: str) -> dict[str, str]:
-    """The message of a timer that waits."""
-    body = {"last_by_subj": f"{fabric.topology.namespace}.timers.at.{name}"}
-    answer = await api(fabric.connection, f"STREAM.MSG.GET.{fabric.topology.timers.name}", body)
-    message: dict[str, str] = answer["message"]
-    return message
-
-
-async def _sweep_payload(fabric: Fabric, kind: str) -> bytes:
-    return base64.b64decode((await _timer(fabric, f"sweep.{kind}"))["data"])
+async def _due_sweep(fabric: Fabric, kind: str) -> bytes:
+    """What a sweep that has come due is to go on with; empty if none has yet."""
+    body = {"last_by_subj": f"{fabric.topology.namespace}.timers.due.sweep.{kind}"}
+    try:
+        answer = await api(fabric.connection, f"STREAM.MSG.GET.{fabric.topology.timers.name}", body)
+    except ServerFault as fault:
+        if fault.err_code == NO_MESSAGE:
+            return b""
+        raise
+    return base64.b64decode(answer["message"]["data"])
 
 
 async def _no_due_sweep(fabric: Fabric) -> bool:

@@ -183,9 +183,9 @@ def simulated(seed: int, count: int, clients: int, *, unknown: float = 0.02) -> 
 @pytest.mark.parametrize("seed", range(2))
 def test_thousands_of_operations_of_eight_clients_are_checked_in_seconds(seed: int) -> None:
     history = simulated(seed, 2000, 8)
-    began = time.monotonic()
+    began = time.process_time()  # whatever else the machine does meanwhile
     assert check(history) is None
-    assert time.monotonic() - began < 10
+    assert time.process_time() - began < 10
 
 
 @pytest.mark.parametrize("seed", range(20))
