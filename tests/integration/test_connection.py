@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from agentfield import AccessDeniedError, ClosedError, InvalidInputError, UnavailableError, connect
-from agentfield.fabric.connection import Connection, ConnectionState, Message
 from agentfield.fabric.faults import ConnectionLostFault, NoAnswerFault, NoRespondersFault
 from agentfield.fabric.log import Log
 from agentfield.fabric.topology import Topology, provision
+from agentfield.fabric.wire.connection import Connection, ConnectionState, Message
 from tests.support import NatsServer, eventually
 
 USERS = """

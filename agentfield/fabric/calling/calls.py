@@ -22,7 +22,8 @@ from agentfield.errors import (
     UnavailableError,
 )
 from agentfield.execution import Execution, new_id, to_headers
-from agentfield.fabric.call_protocol import (
+from agentfield.fabric.calling.micro import find
+from agentfield.fabric.calling.protocol import (
     CALL_HEADER,
     DONE,
     ERROR_CODE_HEADER,
@@ -36,8 +37,7 @@ from agentfield.fabric.call_protocol import (
     cancel_subject,
     message_size,
 )
-from agentfield.fabric.connection import Connection, ConnectionState, Message, Subscription
-from agentfield.fabric.micro import find
+from agentfield.fabric.wire.connection import Connection, ConnectionState, Message, Subscription
 
 logger = logging.getLogger("agentfield.calls")
 

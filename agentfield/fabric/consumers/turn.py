@@ -14,16 +14,16 @@ from typing import Any
 from agentfield.codec import Record
 from agentfield.errors import AccessDeniedError, ResyncRequired
 from agentfield.fabric import records
-from agentfield.fabric.acknowledging import Acknowledging
-from agentfield.fabric.connection import Message
-from agentfield.fabric.consuming import Activated, ConsumerSpec
-from agentfield.fabric.durable import Durable
-from agentfield.fabric.feeding import Feeding
-from agentfield.fabric.gaps import Gaps
-from agentfield.fabric.handing import Handing
+from agentfield.fabric.consumers.acknowledging import Acknowledging
+from agentfield.fabric.consumers.consuming import Activated, ConsumerSpec
+from agentfield.fabric.consumers.durable import Durable
+from agentfield.fabric.consumers.feeding import Feeding
+from agentfield.fabric.consumers.gaps import Gaps
+from agentfield.fabric.consumers.handing import Handing
+from agentfield.fabric.consumers.progress import WINDOW, Advance
+from agentfield.fabric.consumers.pulling import Pulls
 from agentfield.fabric.log import Log
-from agentfield.fabric.progress import WINDOW, Advance
-from agentfield.fabric.pulling import Pulls
+from agentfield.fabric.wire.connection import Message
 
 logger = logging.getLogger("agentfield.consumer")
 

@@ -12,8 +12,8 @@ from functools import partial
 import click
 
 from agentfield.cli import ending
+from agentfield.cli.commands.events import print_event, resolved
 from agentfield.cli.connecting import connected, place
-from agentfield.cli.events import print_event, resolved
 from agentfield.cli.invocation import Invocation, command
 from agentfield.cli.kinds import DURATION, POINT, Point
 from agentfield.cli.output import Output

@@ -17,7 +17,7 @@ from agentfield.cli.output import Output, age, visible
 from agentfield.cli.surveying import Survey, Surveyed, survey
 from agentfield.cli.waiting import wait
 from agentfield.errors import AgentFieldError, InvalidInputError, NotFoundError
-from agentfield.fabric.durables import Durable, forget
+from agentfield.fabric.consumers.durables import Durable, forget
 
 
 @command("list")

@@ -22,8 +22,8 @@ from nats.aio.client import Client as StockClient
 from nats.aio.client import Srv
 from nats.aio.subscription import Subscription
 
-from agentfield.fabric.parser import Parser, Sink
-from agentfield.fabric.recognising import Recognition
+from agentfield.fabric.wire.parser import Parser, Sink
+from agentfield.fabric.wire.recognising import Recognition
 
 logger = logging.getLogger("agentfield.connection")
 
@@ -114,7 +114,7 @@ def publication(subject: str, reply: str, payload: bytes, headers: Mapping[str, 
 
 
 class Client(StockClient):
-    """A nats-py client for :class:`~agentfield.fabric.connection.Connection` alone."""
+    """A nats-py client for :class:`~agentfield.fabric.wire.connection.Connection` alone."""
 
     def __init__(self, recognition: Recognition | None = None) -> None:
         super().__init__()

@@ -30,9 +30,9 @@ from agentfield.errors import (
     InvalidInputError,
     UnavailableError,
 )
-from agentfield.fabric.client import STATUS, Client, ExactHeaders, parse_headers
 from agentfield.fabric.faults import ConnectionLostFault, NoAnswerFault, NoRespondersFault
-from agentfield.fabric.recognising import Find, Proof, Recognition, StrangerError
+from agentfield.fabric.wire.client import STATUS, Client, ExactHeaders, parse_headers
+from agentfield.fabric.wire.recognising import Find, Proof, Recognition, StrangerError
 from agentfield.server_version import MINIMUM_SERVER, is_supported
 
 logger = logging.getLogger("agentfield.connection")

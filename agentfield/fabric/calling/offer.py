@@ -13,8 +13,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from agentfield.errors import ClosedError, UnavailableError
-from agentfield.fabric.connection import Connection
 from agentfield.fabric.faults import NoAnswerFault, NoRespondersFault
+from agentfield.fabric.wire.connection import Connection
 
 logger = logging.getLogger("agentfield.calls")
 

@@ -23,18 +23,18 @@ import asyncio
 import logging
 
 from agentfield.errors import AccessDeniedError, AgentFieldError, ClosedError
-from agentfield.fabric.acknowledging import Acknowledging
-from agentfield.fabric.connection import ConnectionState
-from agentfield.fabric.consuming import ConsumerSpec, Item, Shortened
-from agentfield.fabric.durable import GROUP, PIN_TIMEOUT, Durable
+from agentfield.fabric.consumers.acknowledging import Acknowledging
+from agentfield.fabric.consumers.consuming import ConsumerSpec, Item, Shortened
+from agentfield.fabric.consumers.durable import GROUP, PIN_TIMEOUT, Durable
+from agentfield.fabric.consumers.gaps import Gaps
+from agentfield.fabric.consumers.handing import Handing
+from agentfield.fabric.consumers.progress import Progress
+from agentfield.fabric.consumers.pulling import Pulls
+from agentfield.fabric.consumers.turn import Turn
 from agentfield.fabric.faults import Fault, ServerFault, error_of
-from agentfield.fabric.gaps import Gaps
-from agentfield.fabric.handing import Handing
 from agentfield.fabric.jetstream import backoff
 from agentfield.fabric.log import Log
-from agentfield.fabric.progress import Progress
-from agentfield.fabric.pulling import Pulls
-from agentfield.fabric.turn import Turn
+from agentfield.fabric.wire.connection import ConnectionState
 
 __all__ = ["GROUP", "PIN_TIMEOUT", "PinnedConsumer"]
 
@@ -47,7 +47,7 @@ _PIN = "Nats-Pin-Id"
 
 
 class PinnedConsumer:
-    """An instance of a durable consumer: a :class:`~agentfield.fabric.consuming.Consumer`.
+    """An instance of a durable consumer: a :class:`~agentfield.fabric.consumers.consuming.Consumer`.
 
     Taking slowly is fine: no more than a window of events is requested, and the pin is renewed meanwhile.
     """

@@ -15,19 +15,19 @@ from contextlib import aclosing
 from datetime import datetime
 
 from agentfield.errors import AccessDeniedError, AgentFieldError, ClosedError, ResyncRequired
-from agentfield.fabric.backlog import FAR, MOST_FILTERS, backlog
-from agentfield.fabric.consuming import Activated, ConsumerSpec, Item, Shortened
+from agentfield.fabric.consumers.consuming import Activated, ConsumerSpec, Item, Shortened
+from agentfield.fabric.consumers.progress import Progress
 from agentfield.fabric.jetstream import backoff
 from agentfield.fabric.log import Log
-from agentfield.fabric.present import present_values
-from agentfield.fabric.progress import Progress
 from agentfield.fabric.reader import Reader
+from agentfield.fabric.reading.backlog import FAR, MOST_FILTERS, backlog
+from agentfield.fabric.reading.present import present_values
 
 logger = logging.getLogger("agentfield.consumer")
 
 
 class LiveConsumer:
-    """A :class:`~agentfield.fabric.consuming.Consumer` of this process alone."""
+    """A :class:`~agentfield.fabric.consumers.consuming.Consumer` of this process alone."""
 
     def __init__(self, log: Log, spec: ConsumerSpec, *, progress: Progress | None = None) -> None:
         self._log = log

@@ -8,20 +8,17 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from agentfield.cli.connecting import CLIENT_NAME, place, running_server, stream_info
+from agentfield.cli.connecting import CLIENT_NAME, UNWELL, place, running_server, stream_info
 from agentfield.cli.invocation import Invocation, command
 from agentfield.cli.output import Output, moment, size
 from agentfield.cli.waiting import wait
 from agentfield.errors import UnavailableError
-from agentfield.fabric.connection import Connection
+from agentfield.fabric.calling.micro import ServiceInfo, find_all
 from agentfield.fabric.faults import Fault, error_of
 from agentfield.fabric.jetstream import api
-from agentfield.fabric.micro import ServiceInfo, find_all
 from agentfield.fabric.topology import StreamSpec, Topology, compare
+from agentfield.fabric.wire.connection import Connection
 from agentfield.local import Server
-
-UNWELL = "look into its log, make room on its disk, then `agentfield down` and `agentfield up`"
-"""What to do about a server that finds something wrong with itself."""
 
 
 @command("status")

@@ -11,8 +11,8 @@ import logging
 from collections.abc import Callable
 
 from agentfield.errors import ClosedError, UnavailableError
-from agentfield.fabric.connection import Connection
-from agentfield.fabric.progress import Advance
+from agentfield.fabric.consumers.progress import Advance
+from agentfield.fabric.wire.connection import Connection
 
 logger = logging.getLogger("agentfield.consumer")
 

@@ -17,7 +17,9 @@ from functools import partial
 from agentfield.amount import number_of
 from agentfield.errors import ClosedError, InvalidInputError, UnavailableError, text_of
 from agentfield.execution import Execution, from_headers, new_id
-from agentfield.fabric.call_protocol import (
+from agentfield.fabric.calling.micro import QUEUE, Endpoint, Monitor
+from agentfield.fabric.calling.offer import Offer
+from agentfield.fabric.calling.protocol import (
     BUSY,
     CALL_HEADER,
     DONE,
@@ -34,9 +36,7 @@ from agentfield.fabric.call_protocol import (
     cancel_subject,
     message_size,
 )
-from agentfield.fabric.connection import Connection, Message, Subscription
-from agentfield.fabric.micro import QUEUE, Endpoint, Monitor
-from agentfield.fabric.offer import Offer
+from agentfield.fabric.wire.connection import Connection, Message, Subscription
 
 logger = logging.getLogger("agentfield.calls")
 

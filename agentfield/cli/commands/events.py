@@ -20,7 +20,7 @@ from agentfield.cli.scopes import scope_options, to_read
 from agentfield.cli.waiting import wait
 from agentfield.errors import InvalidInputError, NotFoundError, ResyncRequired, UnavailableError
 from agentfield.event import Event
-from agentfield.fabric.consuming import Start
+from agentfield.fabric.consumers.consuming import Start
 from agentfield.fabric.fabric import Fabric
 from agentfield.memory.addressing import AnyScope
 from agentfield.memory.history import check_writer, events_between, extent

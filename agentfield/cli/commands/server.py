@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
+from agentfield.cli.connecting import UNWELL
 from agentfield.cli.invocation import Invocation, command
 from agentfield.cli.output import moment
-from agentfield.cli.status import UNWELL
 from agentfield.cli.waiting import wait
 from agentfield.errors import UnavailableError
 from agentfield.local import Server, ensure_server, stop_server

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from nats.protocol.parser import Parser as StockParser
 
 if TYPE_CHECKING:
-    from agentfield.fabric.client import Client
+    from agentfield.fabric.wire.client import Client
 
 logger = logging.getLogger("agentfield.connection")
 

@@ -17,11 +17,11 @@ from typing import Any
 import orjson
 
 from agentfield.errors import AccessDeniedError
-from agentfield.fabric.client import DESCRIPTION
-from agentfield.fabric.connection import Connection, Message, Subscription
-from agentfield.fabric.durable import GROUP
+from agentfield.fabric.consumers.durable import GROUP
 from agentfield.fabric.faults import NoAnswerFault, NoRespondersFault
 from agentfield.fabric.jetstream import API, ends_pull
+from agentfield.fabric.wire.client import DESCRIPTION
+from agentfield.fabric.wire.connection import Connection, Message, Subscription
 
 _UNPINNED = "$JS.EVENT.ADVISORY.CONSUMER.UNPINNED"
 _WRONG_PIN = 423

@@ -15,9 +15,9 @@ from typing import Any
 import orjson
 
 from agentfield.fabric import records
-from agentfield.fabric.connection import Connection
 from agentfield.fabric.faults import Fault, ServerFault, Verdict, error_of
 from agentfield.fabric.jetstream import PATIENCE, api
+from agentfield.fabric.wire.connection import Connection
 
 _PREFIX = "handler-"
 _NEVER = "0001-"

@@ -15,8 +15,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from agentfield.execution import new_id
-from agentfield.fabric.connection import Connection, Message, Subscription
 from agentfield.fabric.faults import NoAnswerFault, NoRespondersFault
+from agentfield.fabric.wire.connection import Connection, Message, Subscription
 
 QUEUE = "q"
 """The queue group that ADR-32 names; instances of one service share its requests through it."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from agentfield.cli.audit import FILE, public_keys_option, verify_seals
+from agentfield.cli.commands.audit import FILE, public_keys_option, verify_seals
 from agentfield.cli.examining_buckets import examine_buckets
 from agentfield.cli.invocation import Invocation, command, group
 from agentfield.cli.logs import show_life

@@ -13,11 +13,11 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from agentfield.fabric.consuming import ConsumerSpec, deliver_policy
+from agentfield.fabric.consumers.consuming import ConsumerSpec, deliver_policy
+from agentfield.fabric.consumers.progress import Progress
 from agentfield.fabric.faults import Fault, ServerFault, Verdict, error_of
 from agentfield.fabric.jetstream import PATIENCE, api
 from agentfield.fabric.log import Log
-from agentfield.fabric.progress import Progress
 
 logger = logging.getLogger("agentfield.consumer")
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from agentfield.fabric.consuming import Shortened
-from agentfield.fabric.durable import Durable
+from agentfield.fabric.consumers.consuming import Shortened
+from agentfield.fabric.consumers.durable import Durable
 from agentfield.fabric.log import Log
 from agentfield.fabric.records import nanoseconds_of
 from agentfield.fabric.trimmed import lost_to

@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
-from agentfield.fabric.consuming import Item
-from agentfield.fabric.durable import PIN_TIMEOUT
-from agentfield.fabric.progress import Progress
+from agentfield.fabric.consumers.consuming import Item
+from agentfield.fabric.consumers.durable import PIN_TIMEOUT
+from agentfield.fabric.consumers.progress import Progress
 
 
 class Handing:

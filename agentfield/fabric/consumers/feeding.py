@@ -13,12 +13,12 @@ from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any
 
 from agentfield.codec import Record
-from agentfield.fabric.backlog import FAR, MOST_FILTERS, backlog
-from agentfield.fabric.consuming import ConsumerSpec
-from agentfield.fabric.durable import Durable
+from agentfield.fabric.consumers.consuming import ConsumerSpec
+from agentfield.fabric.consumers.durable import Durable
+from agentfield.fabric.consumers.progress import Progress
 from agentfield.fabric.log import Log
-from agentfield.fabric.present import present_values
-from agentfield.fabric.progress import Progress
+from agentfield.fabric.reading.backlog import FAR, MOST_FILTERS, backlog
+from agentfield.fabric.reading.present import present_values
 
 _SAVE_EVERY = 0.5
 """Seconds between savings of how far events have been handled: what a kill -9 can make come again."""

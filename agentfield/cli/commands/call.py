@@ -16,9 +16,9 @@ from agentfield.cli.kinds import value_of
 from agentfield.cli.waiting import wait
 from agentfield.errors import InvalidInputError
 from agentfield.execution import Execution, root
-from agentfield.fabric.calls import Calls
-from agentfield.fabric.connection import Connection
-from agentfield.fabric.micro import find
+from agentfield.fabric.calling.calls import Calls
+from agentfield.fabric.calling.micro import find
+from agentfield.fabric.wire.connection import Connection
 from agentfield.naming import shown
 from agentfield.scope import Scope
 from agentfield.value import decode_value, encode_value

@@ -7,9 +7,9 @@ import sys
 import click
 
 from agentfield.cli import ending
+from agentfield.cli.commands.entries import entries_of, only, show, show_all
 from agentfield.cli.connecting import connected, remembering
 from agentfield.cli.differences import counted, show_diff
-from agentfield.cli.entries import entries_of, only, show, show_all
 from agentfield.cli.invocation import LOOKING_BACK, Invocation, command
 from agentfield.cli.kinds import POINT, Point
 from agentfield.cli.output import moment

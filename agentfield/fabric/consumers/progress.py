@@ -11,7 +11,7 @@ from collections import deque
 from typing import NamedTuple
 
 from agentfield.codec import Record
-from agentfield.fabric.consuming import Item, Received
+from agentfield.fabric.consumers.consuming import Item, Received
 
 WINDOW = 1000
 """Events that may be received and not yet handled."""
