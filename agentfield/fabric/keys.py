@@ -28,7 +28,9 @@ from agentfield.fabric.faults import NO_MESSAGE, Fault, NoAnswerFault, NoRespond
 from agentfield.fabric.jetstream import ATTEMPT, PATIENCE, api, backoff
 from agentfield.fabric.journals import renew_journals
 from agentfield.fabric.topology import Topology
-from agentfield.fabric.wire.connection import Connection, ConnectionState, Message, Subscription
+from agentfield.fabric.wire.connection import Connection, ConnectionState
+from agentfield.fabric.wire.message import Message
+from agentfield.fabric.wire.subscription import Subscription
 from agentfield.privacy import Per, PrivacyPolicy, Vault
 from agentfield.subject import Subjects
 

@@ -46,7 +46,8 @@ from agentfield.fabric.sharing import SharedReads
 from agentfield.fabric.topology import StreamSpec, Topology, thaw_if_left
 from agentfield.fabric.trimmed import Holding, holding
 from agentfield.fabric.wire.client import DESCRIPTION
-from agentfield.fabric.wire.connection import Connection, ConnectionState, Message
+from agentfield.fabric.wire.connection import Connection, ConnectionState
+from agentfield.fabric.wire.message import Message
 from agentfield.fabric.wire.recognising import Proof
 
 logger = logging.getLogger("agentfield.log")

@@ -24,7 +24,9 @@ from agentfield.fabric.faults import NO_MESSAGE, Fault, NoAnswerFault, ServerFau
 from agentfield.fabric.jetstream import API, PATIENCE, api, backoff, ends_pull
 from agentfield.fabric.trimmed import lost_to
 from agentfield.fabric.wire.client import DESCRIPTION
-from agentfield.fabric.wire.connection import Connection, ConnectionState, Message, Subscription
+from agentfield.fabric.wire.connection import Connection, ConnectionState
+from agentfield.fabric.wire.message import Message
+from agentfield.fabric.wire.subscription import Subscription
 
 logger = logging.getLogger("agentfield.reader")
 

@@ -23,7 +23,9 @@ from agentfield.fabric import records
 from agentfield.fabric.faults import Fault, NoAnswerFault, NoRespondersFault, ServerFault, Verdict, error_of
 from agentfield.fabric.jetstream import API, ATTEMPT, PATIENCE, api, backoff
 from agentfield.fabric.topology import Topology
-from agentfield.fabric.wire.connection import Connection, ConnectionState, Message, Subscription
+from agentfield.fabric.wire.connection import Connection, ConnectionState
+from agentfield.fabric.wire.message import Message
+from agentfield.fabric.wire.subscription import Subscription
 
 logger = logging.getLogger("agentfield.timers")
 

@@ -26,7 +26,8 @@ from agentfield.fabric.calling.micro import Endpoint, find_all
 from agentfield.fabric.calling.offer import Offer
 from agentfield.fabric.calling.protocol import ArgumentsRefused, call_subject
 from agentfield.fabric.calling.service import Service
-from agentfield.fabric.wire.connection import Connection, Message
+from agentfield.fabric.wire.connection import Connection
+from agentfield.fabric.wire.message import Message
 from tests.support import NatsServer, eventually
 
 Handler = Callable[[bytes], Awaitable[bytes]]

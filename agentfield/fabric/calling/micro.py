@@ -16,7 +16,9 @@ from typing import Any
 
 from agentfield.execution import new_id
 from agentfield.fabric.faults import NoAnswerFault, NoRespondersFault
-from agentfield.fabric.wire.connection import Connection, Message, Subscription
+from agentfield.fabric.wire.connection import Connection
+from agentfield.fabric.wire.message import Message
+from agentfield.fabric.wire.subscription import Subscription
 
 QUEUE = "q"
 """The queue group that ADR-32 names; instances of one service share its requests through it."""

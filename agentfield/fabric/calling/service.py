@@ -36,7 +36,9 @@ from agentfield.fabric.calling.protocol import (
     cancel_subject,
     message_size,
 )
-from agentfield.fabric.wire.connection import Connection, Message, Subscription
+from agentfield.fabric.wire.connection import Connection
+from agentfield.fabric.wire.message import Message
+from agentfield.fabric.wire.subscription import Subscription
 
 logger = logging.getLogger("agentfield.calls")
 

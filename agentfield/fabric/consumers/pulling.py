@@ -21,7 +21,9 @@ from agentfield.fabric.consumers.durable import GROUP
 from agentfield.fabric.faults import NoAnswerFault, NoRespondersFault
 from agentfield.fabric.jetstream import API, ends_pull
 from agentfield.fabric.wire.client import DESCRIPTION
-from agentfield.fabric.wire.connection import Connection, Message, Subscription
+from agentfield.fabric.wire.connection import Connection
+from agentfield.fabric.wire.message import Message
+from agentfield.fabric.wire.subscription import Subscription
 
 _UNPINNED = "$JS.EVENT.ADVISORY.CONSUMER.UNPINNED"
 _WRONG_PIN = 423

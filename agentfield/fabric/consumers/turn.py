@@ -23,7 +23,7 @@ from agentfield.fabric.consumers.handing import Handing
 from agentfield.fabric.consumers.progress import WINDOW, Advance
 from agentfield.fabric.consumers.pulling import Pulls
 from agentfield.fabric.log import Log
-from agentfield.fabric.wire.connection import Message
+from agentfield.fabric.wire.message import Message
 
 logger = logging.getLogger("agentfield.consumer")
 

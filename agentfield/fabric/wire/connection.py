@@ -1,9 +1,9 @@
 """One connection to NATS that outlives every outage, says in which state it is, and never goes over to a stranger.
 
-Owns: the nats-py client (it is replaced if it gives up), what it knows its server by, the reply inbox that every
-request of the process shares, the subscriptions (they are made again on a new client), and the rule that a request is
-only handed to the client while it is connected, so that "nothing was sent" stays a fact one can rely on. Must not know:
-streams, keys, agents. Invariant: no exception of nats-py leaves this module; every wait has a deadline.
+Owns: the nats-py client (it is replaced if it gives up), what it knows its server by, which subscriptions there are
+(they are made again on a new client), and the rule that a request is only handed to the client while it is connected,
+so that "nothing was sent" stays a fact one can rely on. Must not know: streams, keys, agents, and how an answer finds
+its request. Invariant: no exception of nats-py leaves this module; every wait has a deadline.
 """
 
 from __future__ import annotations
@@ -12,176 +12,37 @@ import asyncio
 import logging
 import random
 import re
-import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
-from urllib.parse import urlsplit
+from functools import partial
+from typing import Any, Literal
 
 from nats import errors as nats_errors
-from nats.aio.msg import Msg
-from nats.aio.subscription import Subscription as StockSubscription
 
 from agentfield.errors import (
     AccessDeniedError,
     AgentFieldError,
     ClosedError,
     IncompatibleServerError,
-    InvalidInputError,
     UnavailableError,
 )
-from agentfield.fabric.faults import ConnectionLostFault, NoAnswerFault, NoRespondersFault
-from agentfield.fabric.wire.client import STATUS, Client, ExactHeaders, parse_headers
+from agentfield.fabric.faults import ConnectionLostFault
+from agentfield.fabric.wire.addresses import check_urls, without_password
+from agentfield.fabric.wire.client import Client
+from agentfield.fabric.wire.dialing import Told, dial, is_refusal
+from agentfield.fabric.wire.message import HEADERS_AT_MOST, Message, check_size
 from agentfield.fabric.wire.recognising import Find, Proof, Recognition, StrangerError
+from agentfield.fabric.wire.requests import Requests
+from agentfield.fabric.wire.subscription import Callback, Subscription, Taker
 from agentfield.server_version import MINIMUM_SERVER, is_supported
 
 logger = logging.getLogger("agentfield.connection")
 
 ConnectionState = Literal["connected", "reconnecting", "closed"]
-NO_HEADERS: Mapping[str, str] = MappingProxyType({})
-
-_CONNECT_ATTEMPT = 2
-"""Seconds for one TCP connect and handshake; a dead address must not eat the whole deadline of an open()."""
-_PING_INTERVAL = 2
-_PINGS_UNANSWERED = 2
-"""More than so many unanswered pings mean a dead connection: a silent one is noticed within 6 s, well before a write
-gives up, so that it can still go to another server of the cluster."""
-_LOOK = 2.0
-"""Seconds between looks at whether the client's own tasks still live."""
-_PENDING_BYTES = 64 * 1024 * 1024
-"""Outgoing bytes the client may hold. Only what was handed over while connected can be in it."""
-IN_FLIGHT = 1000
-"""Requests that may await their answers at once; more wait here. Enough to keep any server busy; far below what a
-stream refuses, and few enough that each is answered well within one try."""
-_INBOUND_BYTES = 512 * 1024 * 1024
-_DENIED = re.compile(r"permissions violation for (publish|subscription) to \"?([^\"\s]+)", re.IGNORECASE)
-_REFUSED = re.compile(r"authorization|authentication", re.IGNORECASE)
-_SCHEMES = ({"nats", "tls"}, {"ws", "wss"})
-_HEADERS_AT_MOST = 65_535
-"""Bytes a header block can have at all (the server's limit)."""
-
-
-class Message(NamedTuple):
-    """A message as it arrived."""
-
-    subject: str
-    reply: str
-    headers: Mapping[str, str]
-    payload: bytes
-
-    @property
-    def status(self) -> int:
-        """The inline status the server sent (0 for an ordinary message)."""
-        text = self.headers.get(STATUS)
-        return int(text) if text else 0
-
-
-Callback = Callable[[Message], Awaitable[None]]
-Taker = Callable[[Message], None]
-"""Takes a message over at once, and does nothing that waits or takes long: the task that reads the connection calls."""
 Listener = Callable[[ConnectionState], None]
 
-
-class Subscription:
-    """Interest in a subject, kept through reconnects and client replacements.
-
-    Made by :meth:`Connection.subscribe`, with a callback that has a queue and a task of its own, or by
-    :meth:`Connection.listen`, with a taker that has neither.
-    """
-
-    def __init__(
-        self,
-        connection: Connection,
-        subject: str,
-        queue: str,
-        callback: Callback,
-        taker: Taker | None = None,
-        *,
-        exact: bool = False,
-    ) -> None:
-        self._connection = connection
-        self._subject = subject
-        self._queue = queue
-        self._callback = callback
-        self._taker = taker
-        self._exact = exact
-        self._stock: StockSubscription | None = None
-        self._ended = False
-        self.denied = False
-        """Whether the server's permissions forbid it."""
-
-    def concerns(self, subject: str) -> bool:
-        """Whether the server means this one; nats-py hands on its errors in lower case."""
-        return self._subject.lower() == subject
-
-    async def attach(self, client: Client) -> None:
-        """Subscribe on a client; called by the connection, again for every new client."""
-        callback = self._callback
-
-        async def deliver(msg: Msg) -> None:
-            await callback(Message(msg.subject, msg.reply, msg.headers or NO_HEADERS, msg.data))
-
-        stock = await client.subscribe(
-            self._subject, queue=self._queue, cb=deliver, pending_msgs_limit=-1, pending_bytes_limit=_INBOUND_BYTES
-        )
-        if self._ended:  # while this was being done
-            await stock.unsubscribe()
-            return
-        self._stock = stock
-        if (taker := self._taker) is not None:
-
-            def take(subject: bytes, reply: bytes, block: bytes, payload: bytes) -> None:
-                headers = parse_headers(block) if block else None
-                taker(Message(_name(subject), reply.decode(), headers or NO_HEADERS, payload))
-
-            def take_exactly(subject: bytes, reply: bytes, block: bytes, payload: bytes) -> None:
-                taker(Message(_name(subject), reply.decode(), ExactHeaders(block), payload))
-
-            client.give(stock, take_exactly if self._exact else take)
-
-    async def unsubscribe(self) -> None:
-        """Stop receiving at once; what was not yet handed to the callback is dropped. Safe to call twice."""
-        await self._end(drain=False)
-
-    async def drain(self) -> None:
-        """Stop receiving, and return when everything already delivered has been through the callback."""
-        await self._end(drain=True)
-
-    async def _end(self, *, drain: bool) -> None:
-        self._ended = True
-        self._connection.forget(self)
-        stock, self._stock = self._stock, None
-        if stock is None:
-            return
-        try:
-            if drain and self._connection.state == "connected":
-                await stock.drain()  # type: ignore[no-untyped-call]
-            else:
-                await stock.unsubscribe()
-        except nats_errors.Error as error:
-            logger.debug("ending the subscription to %s: %s", self._subject, error)
-
-
-def _name(subject: bytes) -> str:
-    """A subject, whoever published on it: what is no UTF-8 can be told from any subject of ours, and given back."""
-    return subject.decode("utf-8", "surrogateescape")
-
-
-class _Pending:
-    """A request whose answers are awaited: one future, and the answers so far."""
-
-    __slots__ = ("future", "last", "messages", "subject")
-
-    def __init__(self, subject: str, future: asyncio.Future[Message], last: Callable[[Message], bool] | None) -> None:
-        self.subject = subject
-        self.future = future
-        self.last = last
-        self.messages: list[Message] = []
-
-    def retire(self) -> None:
-        """Nobody waits any more; a failure that came meanwhile is looked at, so that asyncio need not complain."""
-        if not self.future.cancel() and not self.future.cancelled():
-            self.future.exception()
+_LOOK = 2.0
+"""Seconds between looks at whether the client's own tasks still live."""
+_DENIED = re.compile(r"permissions violation for (publish|subscription) to \"?([^\"\s]+)", re.IGNORECASE)
 
 
 class Connection:
@@ -201,13 +62,10 @@ class Connection:
         self._listeners: list[Listener] = []
         self._guests: list[Callable[[], Awaitable[None]]] = []
         self._subscriptions: set[Subscription] = set()
-        self._inbox = f"_INBOX.{secrets.token_hex(11)}"
-        self._pending: dict[str, _Pending] = {}
-        self._serial = 0
+        self._requests = Requests(self.publish)
         self._last_error: Exception | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._given_up = asyncio.Event()
-        self._room = asyncio.Semaphore(IN_FLIGHT)
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -229,12 +87,12 @@ class Connection:
         URL. Nothing is left running after a failure.
         """
         urls = [part.strip() for part in url.split(",")] if isinstance(url, str) else list(url)
-        _check_urls(urls)
+        check_urls(urls)
         connection = cls(urls, namespace=namespace, name=name, find=find)
         try:
             connection._adopt(await connection._connect(timeout))
             connection._check_version(connection.server_version)
-            await connection.listen(f"{connection._inbox}.*", connection._on_reply)
+            await connection.listen(connection._requests.inbox, connection._requests.take)
         except BaseException:
             await connection.aclose()
             raise
@@ -255,7 +113,7 @@ class Connection:
         client, self._client = self._client, None
         if client is not None:
             await self._shut(client, flush=True)
-        self._fail_pending(ConnectionLostFault(f"the connection {self.name!r} was closed"))
+        self._requests.fail(ConnectionLostFault(f"the connection {self.name!r} was closed"))
         self._subscriptions.clear()
 
     async def _shut(self, client: Client, *, flush: bool) -> None:
@@ -273,57 +131,18 @@ class Connection:
         """A connected client with every subscription made. It is not in use before it is adopted."""
         client = Client(self._recognition)
         self._last_error = None
-        refused: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-        async def on_error(error: Exception) -> None:
-            self._note_error(error)
-            if _REFUSED.search(str(error)) and not refused.done():
-                refused.set_result(None)
-
-        async def on_disconnected() -> None:
-            self._on_down(client)
-
-        async def on_reconnected() -> None:
-            self._on_up(client)
-
-        async def on_closed() -> None:
+        def on_closed() -> None:
             self._on_down(client)
             if client is self._client:
                 self._given_up.set()
 
-        connecting = asyncio.ensure_future(
-            client.connect(
-                servers=self._urls,
-                name=self.name,
-                error_cb=on_error,
-                disconnected_cb=on_disconnected,
-                reconnected_cb=on_reconnected,
-                closed_cb=on_closed,
-                connect_timeout=_CONNECT_ATTEMPT,
-                reconnect_time_wait=0.25,  # type: ignore[arg-type]  # seconds; a float works, only the hint says int
-                max_reconnect_attempts=-1,
-                ping_interval=_PING_INTERVAL,
-                max_outstanding_pings=_PINGS_UNANSWERED,
-                pending_size=_PENDING_BYTES,
-            )
-        )
+        told = Told(self._note_error, partial(self._on_down, client), partial(self._on_up, client), on_closed)
         try:
-            await asyncio.wait({connecting, refused}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-            if refused.done():  # whatever else went wrong after that: the server may reset the connection on top
-                raise AccessDeniedError(
-                    f"the server at {self._where} refused the credentials; put user:password@ or token@ in the URL"
-                )
-            error = connecting.exception() if connecting.done() else self._last_error
-            if error is not None or not connecting.done():
-                reason = f": {error}" if error is not None and str(error) else ""
-                raise UnavailableError(
-                    f"no NATS server answered at {self._where} within {timeout:g} s{reason}; nothing was sent"
-                )
+            await dial(client, self._urls, told, name=self.name, where=lambda: self._where, timeout=timeout)
             for subscription in list(self._subscriptions):
                 await subscription.attach(client)
         except BaseException:
-            connecting.cancel()
-            await asyncio.gather(connecting, return_exceptions=True)
             await self._shut(client, flush=False)
             raise
         return client
@@ -339,7 +158,7 @@ class Connection:
 
     @property
     def _where(self) -> str:
-        return ", ".join(_without_password(url) for url in self._addresses)
+        return ", ".join(without_password(url) for url in self._addresses)
 
     @property
     def _addresses(self) -> Sequence[str]:
@@ -388,7 +207,7 @@ class Connection:
     def url(self) -> str:
         """The server in use, or the first one configured while there is none; without password."""
         connected = self._client.connected_url if self._client is not None else None
-        return _without_password(connected.geturl() if connected is not None else self._addresses[0])
+        return without_password(connected.geturl() if connected is not None else self._addresses[0])
 
     @property
     def server_version(self) -> str:
@@ -474,10 +293,10 @@ class Connection:
             return
         if self._state == "connected":
             logger.warning(
-                "connection %s: lost the server at %s; reconnecting", self.name, _without_password(self._addresses[0])
+                "connection %s: lost the server at %s; reconnecting", self.name, without_password(self._addresses[0])
             )
         self._set_state("reconnecting")
-        self._fail_pending(ConnectionLostFault("the connection to the server was lost"))
+        self._requests.fail(ConnectionLostFault("the connection to the server was lost"))
 
     def _note_error(self, error: Exception) -> None:
         last, self._last_error = self._last_error, error
@@ -487,7 +306,7 @@ class Connection:
             return
         denied = _DENIED.search(str(error))
         if denied is None:
-            level = logging.WARNING if _REFUSED.search(str(error)) else logging.DEBUG
+            level = logging.WARNING if is_refusal(error) else logging.DEBUG
             logger.log(level, "connection %s: %r", self.name, error)
             return
         what, subject = denied.group(1).lower(), denied.group(2).lower()  # nats-py has lowered the subject anyway
@@ -496,13 +315,7 @@ class Connection:
             for subscription in self._subscriptions:
                 subscription.denied = subscription.denied or subscription.concerns(subject)
             return
-        for pending in list(self._pending.values()):
-            if pending.subject.lower() == subject and not pending.future.done():
-                pending.future.set_exception(
-                    AccessDeniedError(
-                        f"the server does not permit publishing to {pending.subject!r}", subject=pending.subject
-                    )
-                )
+        self._requests.deny(subject)
 
     def _check_version(self, version: str) -> None:
         if not is_supported(version):
@@ -517,8 +330,8 @@ class Connection:
         if self._state != "connected":
             await self.wait_connected(0.0)
         client = self._current()
-        if len(payload) + _HEADERS_AT_MOST > client.max_payload:
-            _check_size(payload, headers, client.max_payload)
+        if len(payload) + HEADERS_AT_MOST > client.max_payload:
+            check_size(payload, headers, client.max_payload)
         try:
             await client.publish(subject, payload, reply=reply, headers=headers)
         except (nats_errors.Error, OSError) as error:
@@ -527,22 +340,17 @@ class Connection:
     async def flush(self, timeout: float = 5.0) -> None:
         """Return when the server has processed everything published before; raises :class:`UnavailableError`."""
         client = self._current()
-        lost = _Pending("", asyncio.get_running_loop().create_future(), None)
-        self._serial += 1
-        token = f"{self._serial:x}"
-        self._pending[token] = lost  # so that a lost connection ends the wait
-        flushing = asyncio.ensure_future(client.flush(timeout=timeout))  # type: ignore[arg-type]  # float seconds work
-        try:
-            waited: set[asyncio.Future[Any]] = {flushing, lost.future}
-            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
-            await (flushing if flushing.done() else lost.future)
-        except (nats_errors.Error, OSError, ConnectionLostFault) as error:
-            raise UnavailableError(f"flushing: {_text(error)}") from None
-        finally:
-            del self._pending[token]
-            lost.retire()
-            flushing.cancel()
-            await asyncio.gather(flushing, return_exceptions=True)
+        with self._requests.failing() as lost:  # so that a lost connection ends the wait
+            flushing = asyncio.ensure_future(client.flush(timeout=timeout))  # type: ignore[arg-type]  # float seconds work
+            try:
+                waited: set[asyncio.Future[Any]] = {flushing, lost}
+                await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+                await (flushing if flushing.done() else lost)
+            except (nats_errors.Error, OSError, ConnectionLostFault) as error:
+                raise UnavailableError(f"flushing: {_text(error)}") from None
+            finally:
+                flushing.cancel()
+                await asyncio.gather(flushing, return_exceptions=True)
 
     async def request(
         self, subject: str, payload: bytes = b"", headers: dict[str, str] | None = None, *, timeout: float
@@ -552,7 +360,9 @@ class Connection:
         Raises :class:`UnavailableError` (no connection within ``timeout`` seconds: nothing was sent),
         :class:`NoRespondersFault`, :class:`NoAnswerFault`, :class:`ConnectionLostFault`.
         """
-        answer = await self._exchange(subject, payload, headers, timeout, None)
+        if self._state != "connected":
+            await self.wait_connected(timeout)
+        answer = await self._requests.exchange(subject, payload, headers, timeout, None)
         return answer[0]
 
     async def request_many(
@@ -565,63 +375,9 @@ class Connection:
         last: Callable[[Message], bool],
     ) -> list[Message]:
         """Send a request and collect answers up to and including the one for which ``last`` is true."""
-        return await self._exchange(subject, payload, headers, timeout, last)
-
-    async def _exchange(
-        self,
-        subject: str,
-        payload: bytes,
-        headers: dict[str, str] | None,
-        timeout: float,
-        last: Callable[[Message], bool] | None,
-    ) -> list[Message]:
-        loop = asyncio.get_running_loop()
         if self._state != "connected":
             await self.wait_connected(timeout)
-        if self._room.locked():
-            await self._wait_for_room(timeout)
-        else:
-            await self._room.acquire()
-        self._serial += 1
-        token = f"{self._serial:x}"
-        pending = _Pending(subject, loop.create_future(), last)
-        self._pending[token] = pending
-        timer = loop.call_later(timeout, _expire, pending, timeout)
-        try:
-            await self.publish(subject, payload, headers, reply=f"{self._inbox}.{token}")
-            message = await pending.future
-        finally:
-            timer.cancel()
-            del self._pending[token]
-            self._room.release()
-            pending.retire()
-        if message.status == 503:
-            raise NoRespondersFault(f"nobody answers on {subject!r}")
-        return pending.messages
-
-    async def _wait_for_room(self, timeout: float) -> None:
-        """Take a place once fewer requests are in flight, so that none times out for standing behind its fellows."""
-        try:
-            async with asyncio.timeout(timeout):
-                await self._room.acquire()
-        except TimeoutError:
-            raise UnavailableError(
-                f"{IN_FLIGHT} requests are waiting for the server, and none was answered within {timeout:g} s; "
-                "this one was not sent"
-            ) from None
-
-    def _on_reply(self, message: Message) -> None:
-        pending = self._pending.get(message.subject.rpartition(".")[2])
-        if pending is None or pending.future.done():
-            return
-        pending.messages.append(message)
-        if pending.last is None or message.status == 503 or pending.last(message):
-            pending.future.set_result(message)
-
-    def _fail_pending(self, error: Exception) -> None:
-        for pending in list(self._pending.values()):
-            if not pending.future.done():
-                pending.future.set_exception(error)
+        return await self._requests.exchange(subject, payload, headers, timeout, last)
 
     async def subscribe(self, subject: str, callback: Callback, *, queue: str = "") -> Subscription:
         """Call ``callback`` with every message on ``subject``, one after the other, until the subscription ends.
@@ -666,11 +422,6 @@ class Connection:
         self._subscriptions.discard(subscription)
 
 
-def _expire(pending: _Pending, timeout: float) -> None:
-    if not pending.future.done():
-        pending.future.set_exception(NoAnswerFault(f"no answer within {timeout:g} s"))
-
-
 def _is_stuck(client: Client) -> bool:
     """Whether the client is closed, or lacks a task that it cannot do without; nats-py does not look after them."""
     if client.is_connected:
@@ -678,32 +429,5 @@ def _is_stuck(client: Client) -> bool:
     return client.is_closed or client._reconnection_task is None or client._reconnection_task.done()
 
 
-def _check_urls(urls: Sequence[str]) -> None:
-    schemes: set[str] = set()
-    for url in urls:
-        try:
-            parts = urlsplit(url if "//" in url else f"nats://{url}")
-            valid = bool(parts.hostname) and parts.port != 0
-        except ValueError:  # the port
-            valid = False
-        else:
-            schemes.add(parts.scheme)
-        if not valid or not any(schemes <= known for known in _SCHEMES):
-            raise InvalidInputError(f"{_without_password(url)!r} is not a NATS URL; write nats://host:port")
-
-
-def _check_size(payload: bytes, headers: Mapping[str, str] | None, limit: int) -> None:
-    """Raises InvalidInputError for a message over the limit: the server would end the connection (ADR-4)."""
-    size = len(payload)
-    if headers:
-        size += len("NATS/1.0\r\n\r\n") + sum(len(name) + len(value.encode()) + 4 for name, value in headers.items())
-    if size > limit:
-        raise InvalidInputError(f"a message of {size} bytes is over the server's limit of {limit} bytes")
-
-
 def _text(error: Exception) -> str:
     return str(error) or type(error).__name__
-
-
-def _without_password(url: str) -> str:
-    return re.sub(r"//[^@/]*@", "//", url)
