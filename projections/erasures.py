@@ -14,7 +14,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from agentfield import AccessDeniedError, Erasure, ProjectionError
 from agentfield.event import Writer
-from agentfield.fabric.connection import ConnectionState
+from agentfield.fabric.wire.connection import ConnectionState
 from agentfield.memory import views
 from agentfield.pattern import overlaps
 from projections.projection import Selection

@@ -21,10 +21,10 @@ from agentfield.agent.presence import GRACE, Presence
 from agentfield.agent.reasoner import Reasoner, check_name
 from agentfield.errors import ClosedError, InvalidInputError, RemoteError
 from agentfield.execution import Execution, Seen, current
-from agentfield.fabric.call_protocol import call_subject
+from agentfield.fabric.calling.micro import Endpoint
+from agentfield.fabric.calling.protocol import call_subject
+from agentfield.fabric.calling.service import Service
 from agentfield.fabric.fabric import Fabric
-from agentfield.fabric.micro import Endpoint
-from agentfield.fabric.service import Service
 from agentfield.memory import Memory
 from agentfield.memory.expiry import ExpiryWorker
 from agentfield.memory.lifetime import Lifetimes, Periods

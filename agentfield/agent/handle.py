@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 
 from agentfield.errors import ClosedError
-from agentfield.fabric.calls import Calls
+from agentfield.fabric.calling.calls import Calls
 from agentfield.fabric.fabric import Fabric
 
 

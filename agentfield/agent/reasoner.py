@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic.errors import PydanticUserError
 
 from agentfield.errors import InvalidInputError
-from agentfield.fabric.call_protocol import ArgumentsRefused
+from agentfield.fabric.calling.protocol import ArgumentsRefused
 from agentfield.naming import shown
 from agentfield.value import encode_value
 

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 
 from agentfield.codec import EVENT_HEADER, EVENT_ID, OPERATION, Record, decode_outline
 from agentfield.errors import DecodeError, InvalidInputError
-from agentfield.fabric.client import ExactHeaders
+from agentfield.fabric.wire.client import ExactHeaders
 from agentfield.subject import Subjects
 
 STORED: Final = ("revision", "time", "subject", "id", "headers", "payload")

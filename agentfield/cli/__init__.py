@@ -2,7 +2,8 @@
 
 Owns: the process around a command: its streams, its exit code, the one line that an error becomes. The only package
 that prints or exits. Invariants: no traceback of agentfield's ever reaches a user; ``--help`` loads neither the NATS
-client nor Pydantic, and a command only what it needs. A command group is one file here and one line in ``root``.
+client nor Pydantic, and a command only what it needs. A command group is one file in
+``commands`` and one line in ``root``; what several of them need, or one too much of, lies beside.
 """
 
 from __future__ import annotations

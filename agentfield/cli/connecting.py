@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 from agentfield.cli.invocation import Invocation
 from agentfield.errors import InvalidInputError
-from agentfield.fabric.connection import Connection
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.faults import ServerFault, Verdict
 from agentfield.fabric.jetstream import api
+from agentfield.fabric.wire.connection import Connection
 from agentfield.local import Server, TroubleError, ensure_server, find_server, recorded_server
 from agentfield.memory import Memory
 from agentfield.memory.connecting import archive_for
@@ -26,6 +26,8 @@ from agentfield.subject import check_namespace
 
 CLIENT_NAME = "agentfield-cli"
 """What the server's tools show for a connection of ours."""
+UNWELL = "look into its log, make room on its disk, then `agentfield down` and `agentfield up`"
+"""What to do about a server that finds something wrong with itself."""
 
 
 class Place(NamedTuple):

@@ -13,9 +13,9 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from agentfield.amount import number_of
+from agentfield.cli.connecting import UNWELL
 from agentfield.cli.examining import Facts, sources
 from agentfield.cli.output import age, size
-from agentfield.cli.status import UNWELL
 from agentfield.fabric.topology import REPLICAS, compare
 from agentfield.fabric.trimmed import Trimmed, is_frozen, missing
 

@@ -16,12 +16,12 @@ from typing import Any
 from agentfield.cli.connecting import CLIENT_NAME, Place, running_server, stream_info
 from agentfield.cli.surveying import Survey, survey
 from agentfield.fabric import records
-from agentfield.fabric.connection import Connection
 from agentfield.fabric.faults import NO_MESSAGE, Fault, ServerFault, error_of
 from agentfield.fabric.jetstream import api
 from agentfield.fabric.replicas import messages_by_replica
 from agentfield.fabric.topology import StreamSpec, Topology
 from agentfield.fabric.trimmed import expected
+from agentfield.fabric.wire.connection import Connection
 from agentfield.local import Server
 
 _LOOKS = 5

@@ -73,7 +73,7 @@ class _Commands(click.Group):
         """Loads a command; None if there is no such."""
         if cmd_name not in COMMANDS:
             return None
-        module = import_module(f"agentfield.cli.{COMMANDS[cmd_name].module}")
+        module = import_module(f"agentfield.cli.commands.{COMMANDS[cmd_name].module}")
         found: click.Command = getattr(module, f"{cmd_name.replace('-', '_')}_command")
         return found
 

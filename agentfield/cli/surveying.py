@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from agentfield.fabric.connection import Connection
+from agentfield.fabric.calling.micro import ServiceInfo, find_all
+from agentfield.fabric.consumers.durables import Durable, durables
 from agentfield.fabric.deadletters import DeadLetters
-from agentfield.fabric.durables import Durable, durables
 from agentfield.fabric.log import Log
-from agentfield.fabric.micro import ServiceInfo, find_all
 from agentfield.fabric.topology import Topology
+from agentfield.fabric.wire.connection import Connection
 
 ABANDONED = timedelta(days=7)
 """A handler that nobody serves counts as an orphan when nothing has happened to it for so long."""

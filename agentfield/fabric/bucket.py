@@ -9,10 +9,10 @@ from collections.abc import AsyncIterator
 
 from agentfield.codec import Record
 from agentfield.fabric import records
-from agentfield.fabric.connection import Connection
 from agentfield.fabric.faults import Fault, ServerFault, Verdict, error_of
 from agentfield.fabric.jetstream import api
 from agentfield.fabric.reader import Reader
+from agentfield.fabric.wire.connection import Connection
 
 
 class Bucket:

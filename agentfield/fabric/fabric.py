@@ -10,15 +10,15 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 
-from agentfield.fabric.connection import Connection
 from agentfield.fabric.deadletters import DeadLetters
 from agentfield.fabric.jetstream import PATIENCE
 from agentfield.fabric.keys import Keys
 from agentfield.fabric.log import Log
 from agentfield.fabric.objects import Objects
-from agentfield.fabric.recognising import Find
 from agentfield.fabric.timers import Timers
 from agentfield.fabric.topology import Drift, Topology, provision
+from agentfield.fabric.wire.connection import Connection
+from agentfield.fabric.wire.recognising import Find
 from agentfield.subject import Subjects
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from agentfield.fabric.connection import Connection
 from agentfield.fabric.faults import Fault, error_of
 from agentfield.fabric.jetstream import api
+from agentfield.fabric.wire.connection import Connection
 
 _OURS = "agentfield-"
 """What the names of our facts begin with."""

@@ -14,9 +14,10 @@ from typing import Any
 import orjson
 
 from agentfield.errors import UnavailableError
-from agentfield.fabric.client import DESCRIPTION
-from agentfield.fabric.connection import Connection, Message
 from agentfield.fabric.faults import NoAnswerFault, NoRespondersFault, ServerFault, Verdict
+from agentfield.fabric.wire.client import DESCRIPTION
+from agentfield.fabric.wire.connection import Connection
+from agentfield.fabric.wire.message import Message
 
 API = "$JS.API"
 ATTEMPT = 3.0

@@ -14,9 +14,9 @@ import logging
 from typing import Any
 
 from agentfield.errors import AgentFieldError
-from agentfield.fabric.connection import Connection
 from agentfield.fabric.faults import Fault
 from agentfield.fabric.jetstream import api
+from agentfield.fabric.wire.connection import Connection
 
 logger = logging.getLogger("agentfield.keys")
 

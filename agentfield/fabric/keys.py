@@ -24,11 +24,13 @@ from agentfield.envelope import KEY_BYTES, DataKey
 from agentfield.errors import AgentFieldError, ConflictError, InvalidInputError, UnavailableError
 from agentfield.execution import new_id
 from agentfield.fabric import records
-from agentfield.fabric.connection import Connection, ConnectionState, Message, Subscription
 from agentfield.fabric.faults import NO_MESSAGE, Fault, NoAnswerFault, NoRespondersFault, ServerFault, Verdict, error_of
 from agentfield.fabric.jetstream import ATTEMPT, PATIENCE, api, backoff
 from agentfield.fabric.journals import renew_journals
 from agentfield.fabric.topology import Topology
+from agentfield.fabric.wire.connection import Connection, ConnectionState
+from agentfield.fabric.wire.message import Message
+from agentfield.fabric.wire.subscription import Subscription
 from agentfield.privacy import Per, PrivacyPolicy, Vault
 from agentfield.subject import Subjects
 

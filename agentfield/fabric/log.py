@@ -28,9 +28,7 @@ from agentfield.errors import (
 )
 from agentfield.execution import new_id
 from agentfield.fabric import records
-from agentfield.fabric.client import DESCRIPTION
 from agentfield.fabric.clock import ServerClock
-from agentfield.fabric.connection import Connection, ConnectionState, Message
 from agentfield.fabric.earlier import Earlier
 from agentfield.fabric.faults import (
     NO_MESSAGE,
@@ -44,10 +42,13 @@ from agentfield.fabric.faults import (
 )
 from agentfield.fabric.jetstream import API, ATTEMPT, PATIENCE, api, backoff
 from agentfield.fabric.reader import Reader
-from agentfield.fabric.recognising import Proof
 from agentfield.fabric.sharing import SharedReads
 from agentfield.fabric.topology import StreamSpec, Topology, thaw_if_left
 from agentfield.fabric.trimmed import Holding, holding
+from agentfield.fabric.wire.client import DESCRIPTION
+from agentfield.fabric.wire.connection import Connection, ConnectionState
+from agentfield.fabric.wire.message import Message
+from agentfield.fabric.wire.recognising import Proof
 
 logger = logging.getLogger("agentfield.log")
 

@@ -21,12 +21,13 @@ from agentfield.codec import Record
 from agentfield.errors import AgentFieldError, UnavailableError
 from agentfield.execution import new_id
 from agentfield.fabric import records
-from agentfield.fabric.connection import Connection, Message
 from agentfield.fabric.faults import NO_MESSAGE, Fault, NoAnswerFault, NoRespondersFault, ServerFault, error_of
 from agentfield.fabric.jetstream import API, PATIENCE, api, backoff
 from agentfield.fabric.reader import Reader
 from agentfield.fabric.topology import Topology
 from agentfield.fabric.upload import ATTEMPT, IN_FLIGHT, OutOfOrderFault, Upload, chunks_subject, meta_subject
+from agentfield.fabric.wire.connection import Connection
+from agentfield.fabric.wire.message import Message
 from agentfield.reference import LARGE, Reference, digest_text, is_object_name
 
 logger = logging.getLogger("agentfield.objects")

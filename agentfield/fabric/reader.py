@@ -20,11 +20,13 @@ import orjson
 from agentfield.codec import Record
 from agentfield.errors import ClosedError, NotFoundError, ResyncRequired, UnavailableError
 from agentfield.fabric import records
-from agentfield.fabric.client import DESCRIPTION
-from agentfield.fabric.connection import Connection, ConnectionState, Message, Subscription
 from agentfield.fabric.faults import NO_MESSAGE, Fault, NoAnswerFault, ServerFault, error_of
 from agentfield.fabric.jetstream import API, PATIENCE, api, backoff, ends_pull
 from agentfield.fabric.trimmed import lost_to
+from agentfield.fabric.wire.client import DESCRIPTION
+from agentfield.fabric.wire.connection import Connection, ConnectionState
+from agentfield.fabric.wire.message import Message
+from agentfield.fabric.wire.subscription import Subscription
 
 logger = logging.getLogger("agentfield.reader")
 
@@ -52,7 +54,7 @@ class Reader:
     happen only as fast as the caller takes events: a slow caller costs the server nothing and loses nothing. If events
     that a ``gapless`` reader had still to give are taken out of the stream, it raises :class:`ResyncRequired` in their
     place; any other goes on with those that are left. With ``exact``, the headers of every record are
-    :class:`~agentfield.fabric.client.ExactHeaders`. ``batch_bytes`` bounds what is asked for at a time.
+    :class:`~agentfield.fabric.wire.client.ExactHeaders`. ``batch_bytes`` bounds what is asked for at a time.
     """
 
     def __init__(

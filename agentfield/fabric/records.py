@@ -13,8 +13,8 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from agentfield.codec import Record
-from agentfield.fabric.client import parse_headers
-from agentfield.fabric.connection import NO_HEADERS, Message
+from agentfield.fabric.wire.client import parse_headers
+from agentfield.fabric.wire.message import NO_HEADERS, Message
 
 _ACK_TOKENS = 9
 """``$JS.ACK.<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<time>.<pending>``; with a domain, two more

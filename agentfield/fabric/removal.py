@@ -5,10 +5,10 @@ Owns: the deletion of streams, which nothing else in agentfield does. Must not k
 
 from __future__ import annotations
 
-from agentfield.fabric.connection import Connection
 from agentfield.fabric.faults import Fault, ServerFault, Verdict, error_of
 from agentfield.fabric.jetstream import api
 from agentfield.fabric.topology import Topology
+from agentfield.fabric.wire.connection import Connection
 
 
 async def remove(connection: Connection, namespace: str) -> None:

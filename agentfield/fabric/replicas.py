@@ -13,9 +13,9 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 
 from agentfield.errors import UnavailableError
-from agentfield.fabric.connection import Connection
 from agentfield.fabric.faults import Fault
 from agentfield.fabric.jetstream import PATIENCE, api
+from agentfield.fabric.wire.connection import Connection
 
 _AT_ONCE = 6
 _ROUNDS = 8

@@ -20,10 +20,12 @@ import orjson
 
 from agentfield.errors import AgentFieldError, UnavailableError
 from agentfield.fabric import records
-from agentfield.fabric.connection import Connection, ConnectionState, Message, Subscription
 from agentfield.fabric.faults import Fault, NoAnswerFault, NoRespondersFault, ServerFault, Verdict, error_of
 from agentfield.fabric.jetstream import API, ATTEMPT, PATIENCE, api, backoff
 from agentfield.fabric.topology import Topology
+from agentfield.fabric.wire.connection import Connection, ConnectionState
+from agentfield.fabric.wire.message import Message
+from agentfield.fabric.wire.subscription import Subscription
 
 logger = logging.getLogger("agentfield.timers")
 

@@ -19,11 +19,11 @@ from types import MappingProxyType
 from typing import Any
 
 from agentfield.errors import AccessDeniedError, AgentFieldError, NotFoundError, UnavailableError
-from agentfield.fabric.connection import Connection
 from agentfield.fabric.faults import Fault, ServerFault, Verdict, error_of
 from agentfield.fabric.jetstream import api
 from agentfield.fabric.records import nanoseconds_of
 from agentfield.fabric.trimmed import frozen_since, is_frozen, thawed
+from agentfield.fabric.wire.connection import Connection
 from agentfield.scope import RESOLUTION
 
 logger = logging.getLogger("agentfield.topology")

@@ -23,7 +23,7 @@ from typing import Any, Final, NamedTuple
 import orjson
 
 from agentfield.errors import OutcomeUnknownError, UnavailableError
-from agentfield.fabric.durables import consumers
+from agentfield.fabric.consumers.durables import consumers
 from agentfield.fabric.faults import Fault, NoAnswerFault, ServerFault, error_of
 from agentfield.fabric.jetstream import API, api
 from agentfield.fabric.log import Log

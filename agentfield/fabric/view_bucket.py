@@ -13,12 +13,12 @@ from typing import NamedTuple
 from agentfield.amount import number_of
 from agentfield.fabric.batch import MAX_BATCH, BatchItem, send_together
 from agentfield.fabric.bucket import Bucket
-from agentfield.fabric.connection import Connection
 from agentfield.fabric.facts import as_metadata, describe, facts_in
 from agentfield.fabric.faults import Fault, ServerFault, Verdict, error_of
 from agentfield.fabric.jetstream import ATTEMPT, api
 from agentfield.fabric.log import Conflict
 from agentfield.fabric.topology import REPLICAS
+from agentfield.fabric.wire.connection import Connection
 
 __all__ = ["MAX_BATCH", "BatchItem", "Conflict", "Described", "ViewBucket", "described"]
 

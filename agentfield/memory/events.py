@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from agentfield.amount import check_count
 from agentfield.errors import InvalidInputError
 from agentfield.event import Event
-from agentfield.fabric.consuming import Start
+from agentfield.fabric.consumers.consuming import Start
 from agentfield.memory.addressing import Place, event_scopes
 from agentfield.memory.base import Base
 from agentfield.memory.history import check_writer, events_between, extent

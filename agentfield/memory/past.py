@@ -13,8 +13,8 @@ from typing import Any, TypeVar, overload
 from agentfield.codec import Record
 from agentfield.errors import InvalidInputError
 from agentfield.event import Entry
-from agentfield.fabric.asof import last_as_of
 from agentfield.fabric.fabric import Fabric
+from agentfield.fabric.reading.asof import last_as_of
 from agentfield.key import key_tokens
 from agentfield.memory.addressing import read_scopes, read_subjects
 from agentfield.memory.encrypting import all_known

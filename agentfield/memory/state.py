@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Sequence
 
 from agentfield.codec import Record, encrypted_by, expires_at_ns, is_delete, reference_of
 from agentfield.errors import DecodeError
-from agentfield.fabric.asof import as_of
 from agentfield.fabric.fabric import Fabric
+from agentfield.fabric.reading.asof import as_of
 from agentfield.memory.addressing import AnyScope, address
 from agentfield.memory.encrypting import known
 from agentfield.memory.moment import Instant

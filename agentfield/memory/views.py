@@ -22,9 +22,10 @@ import orjson
 from agentfield.codec import Record, decode_data, encode_event, encode_value, is_delete
 from agentfield.errors import ConflictError, InvalidInputError, UnavailableError
 from agentfield.event import Writer
-from agentfield.fabric.connection import ConnectionState, Message
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.faults import NoAnswerFault, NoRespondersFault
+from agentfield.fabric.wire.connection import ConnectionState
+from agentfield.fabric.wire.message import Message
 from agentfield.memory.addressing import AnyScope
 from agentfield.memory.lifetime import Lifetimes
 from agentfield.memory.state import live_entries

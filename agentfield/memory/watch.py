@@ -14,10 +14,10 @@ from datetime import datetime
 
 from agentfield.errors import ClosedError, ResyncRequired
 from agentfield.event import Event
-from agentfield.fabric.consuming import Start
+from agentfield.fabric.consumers.consuming import Start
 from agentfield.fabric.fabric import Fabric
-from agentfield.fabric.present import present_values
 from agentfield.fabric.reader import Reader
+from agentfield.fabric.reading.present import present_values
 from agentfield.memory.addressing import AnyScope
 from agentfield.memory.encrypting import known
 from agentfield.memory.history import bounds, event_of, matching

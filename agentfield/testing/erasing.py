@@ -10,8 +10,8 @@ import logging
 from concurrent.futures import ThreadPoolExecutor
 
 from agentfield.errors import AgentFieldError
-from agentfield.fabric.connection import Connection
 from agentfield.fabric.removal import remove
+from agentfield.fabric.wire.connection import Connection
 
 logger = logging.getLogger("agentfield.testing")
 

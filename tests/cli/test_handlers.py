@@ -11,7 +11,7 @@ import pytest
 
 from agentfield import Agent, Event
 from agentfield.cli.surveying import orphaned
-from agentfield.fabric.durables import Durable
+from agentfield.fabric.consumers.durables import Durable
 from agentfield.fabric.jetstream import api
 from tests.cli.command import Cli, Result
 from tests.cli.conftest import Inside

@@ -7,11 +7,11 @@ from contextlib import asynccontextmanager
 import pytest
 
 from agentfield.execution import Execution, root
-from agentfield.fabric.call_protocol import call_subject
-from agentfield.fabric.calls import Calls
-from agentfield.fabric.connection import Connection
-from agentfield.fabric.micro import Endpoint
-from agentfield.fabric.service import Service
+from agentfield.fabric.calling.calls import Calls
+from agentfield.fabric.calling.micro import Endpoint
+from agentfield.fabric.calling.protocol import call_subject
+from agentfield.fabric.calling.service import Service
+from agentfield.fabric.wire.connection import Connection
 from tests.support import Cluster, Node, eventually
 
 

@@ -11,7 +11,9 @@ import agentfield
 from agentfield import errors
 from agentfield.agent import agent, notes, presence, reasoner
 from agentfield.cli.root import COMMANDS
-from agentfield.fabric import batch, call_protocol, consumer, jetstream, keys, progress, service
+from agentfield.fabric import batch, jetstream, keys
+from agentfield.fabric.calling import protocol, service
+from agentfield.fabric.consumers import consumer, progress
 from agentfield.fabric.topology import DUPLICATE_WINDOW, NOTES_KEPT, Topology
 from agentfield.key import MAX_KEY_BYTES, MAX_TOKENS
 from agentfield.local.config import CLIENT_PORT
@@ -117,7 +119,7 @@ def test_the_numbers_in_the_guarantees_are_those_of_the_code() -> None:
         f"for {jetstream.PATIENCE:.0f} seconds, and the server stores an id once",
         f"tried {retries} more times",
         f"if it dies, within about {consumer.PIN_TIMEOUT:.0f} seconds",
-        f"After {call_protocol.SILENCE:.0f} seconds without one",
+        f"After {protocol.SILENCE:.0f} seconds without one",
         f"({agent.CALL_TIMEOUT:.0f} seconds by default)",
         f"for up to {presence.GRACE:.0f} seconds",
         f"Up to {notes.CAPACITY:,} wait",

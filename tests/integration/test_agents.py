@@ -27,7 +27,7 @@ from agentfield import (
 )
 from agentfield.agent.running import run, serve
 from agentfield.execution import Execution, current
-from agentfield.fabric.micro import find_all
+from agentfield.fabric.calling.micro import find_all
 from tests.support import NatsServer, eventually
 
 MakeAgent = Callable[..., Agent]

@@ -21,12 +21,13 @@ from agentfield import (
     RemoteError,
 )
 from agentfield.execution import Execution, root
-from agentfield.fabric.call_protocol import ArgumentsRefused, call_subject
-from agentfield.fabric.calls import Calls
-from agentfield.fabric.connection import Connection, Message
-from agentfield.fabric.micro import Endpoint, find_all
-from agentfield.fabric.offer import Offer
-from agentfield.fabric.service import Service
+from agentfield.fabric.calling.calls import Calls
+from agentfield.fabric.calling.micro import Endpoint, find_all
+from agentfield.fabric.calling.offer import Offer
+from agentfield.fabric.calling.protocol import ArgumentsRefused, call_subject
+from agentfield.fabric.calling.service import Service
+from agentfield.fabric.wire.connection import Connection
+from agentfield.fabric.wire.message import Message
 from tests.support import NatsServer, eventually
 
 Handler = Callable[[bytes], Awaitable[bytes]]

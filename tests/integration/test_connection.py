@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from agentfield import AccessDeniedError, ClosedError, InvalidInputError, UnavailableError, connect
-from agentfield.fabric.connection import Connection, ConnectionState, Message
 from agentfield.fabric.faults import ConnectionLostFault, NoAnswerFault, NoRespondersFault
 from agentfield.fabric.log import Log
 from agentfield.fabric.topology import Topology, provision
+from agentfield.fabric.wire.connection import Connection, ConnectionState
+from agentfield.fabric.wire.message import Message
 from tests.support import NatsServer, eventually
 
 USERS = """
@@ -172,11 +173,11 @@ async def test_a_cancelled_request_leaves_nothing_behind(connection: Connection,
 
     await connection.subscribe(namespace, ignore)
     asking = asyncio.create_task(connection.request(namespace, timeout=30))
-    await eventually(lambda: connection._pending)
+    await eventually(lambda: connection._requests.in_flight)
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asking
-    assert not connection._pending
+    assert not connection._requests.in_flight
 
 
 @pytest.mark.parametrize("headers", [None, {"A": "b"}])
@@ -196,7 +197,7 @@ async def test_a_flush_ends_with_the_connection(fresh_server: NatsServer) -> Non
     async with connected(fresh_server.url) as connection:
         await fresh_server.pause()
         flushing = asyncio.create_task(connection.flush(30.0))
-        await eventually(lambda: connection._pending)
+        await eventually(lambda: connection._requests.in_flight)
         await fresh_server.kill()
         async with asyncio.timeout(2):
             with pytest.raises(UnavailableError, match="lost"):
@@ -273,7 +274,7 @@ async def test_a_request_in_flight_when_the_server_goes_has_an_unknown_outcome(f
 
         await connection.subscribe("test", ignore)
         asking = asyncio.create_task(connection.request("test", timeout=30))
-        await eventually(lambda: connection._pending)
+        await eventually(lambda: connection._requests.in_flight)
         await fresh_server.kill()
         with pytest.raises(ConnectionLostFault):
             await asking
@@ -349,7 +350,7 @@ async def test_closing_fails_what_waits_and_what_comes(server: NatsServer, names
 
     await connection.subscribe(namespace, ignore)
     asking = asyncio.create_task(connection.request(namespace, timeout=30))
-    await eventually(lambda: connection._pending)
+    await eventually(lambda: connection._requests.in_flight)
     await connection.aclose()
     await connection.aclose()
     with pytest.raises((ClosedError, ConnectionLostFault)):

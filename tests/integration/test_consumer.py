@@ -9,11 +9,11 @@ from functools import partial
 import pytest
 
 from agentfield import AccessDeniedError
-from agentfield.fabric.consumer import GROUP, PIN_TIMEOUT, PinnedConsumer
-from agentfield.fabric.consuming import ConsumerSpec, Start
+from agentfield.fabric.consumers.consumer import GROUP, PIN_TIMEOUT, PinnedConsumer
+from agentfield.fabric.consumers.consuming import ConsumerSpec, Start
+from agentfield.fabric.consumers.progress import WINDOW, Slot
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.jetstream import api
-from agentfield.fabric.progress import WINDOW, Slot
 from tests.support import NatsServer, eventually
 from tests.support.consuming import Instance, delete, floor, info, instance, spec
 from tests.support.events import subject, write, write_many

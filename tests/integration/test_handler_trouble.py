@@ -16,7 +16,7 @@ import pytest
 
 from agentfield import Agent, Event, InvalidInputError, Memory
 from agentfield.codec import EVENT_ID
-from agentfield.fabric.consumer import PIN_TIMEOUT
+from agentfield.fabric.consumers.consumer import PIN_TIMEOUT
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.jetstream import api
 from tests.support import NatsServer, eventually

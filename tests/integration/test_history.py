@@ -8,10 +8,10 @@ import pytest
 
 from agentfield import Agent, Event, HistoryTruncatedError, Memory, connect
 from agentfield.codec import Record
-from agentfield.fabric import backwards
 from agentfield.fabric.fabric import Fabric
-from agentfield.fabric.few import FEW
 from agentfield.fabric.log import Log
+from agentfield.fabric.reading import backwards
+from agentfield.fabric.reading.few import FEW
 from tests.support import NatsServer
 from tests.support.events import subject, write_many
 from tests.support.trimming import trim

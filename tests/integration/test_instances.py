@@ -11,9 +11,9 @@ import pytest
 
 from agentfield import Agent, Event, InvalidInputError, Memory
 from agentfield.execution import current
+from agentfield.fabric.consumers.progress import WINDOW
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.jetstream import api
-from agentfield.fabric.progress import WINDOW
 from agentfield.testing import NotSettledError, settled
 from tests.support import NatsServer, eventually
 from tests.support.events import write_many

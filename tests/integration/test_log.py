@@ -175,12 +175,14 @@ async def test_a_write_whose_first_try_went_unanswered_recognises_its_own_succes
     fabric = await open_fabric(fresh_server)
     first = await write(fabric, "checked")
     await fresh_server.pause()
-    attempts = fabric.connection._serial
+    attempts = fabric.connection._requests.made
     writing = asyncio.gather(
         fabric.log.append(subject(fabric, "plain"), b"1", headers()),
         fabric.log.append(subject(fabric, "checked"), b"2", headers(), expected=first),
     )
-    await eventually(lambda: fabric.connection._serial >= attempts + 4, within=15, what="both have been sent twice")
+    await eventually(
+        lambda: fabric.connection._requests.made >= attempts + 4, within=15, what="both have been sent twice"
+    )
     await fresh_server.resume()
     plain, checked = await writing
     assert [record.sequence for record in await stored(fabric, "plain")] == [plain.sequence]
@@ -202,7 +204,7 @@ async def test_a_write_in_flight_when_its_connection_is_closed_is_open(
     await fresh_server.pause()
     id = new_id()
     writing = asyncio.create_task(fabric.log.append(subject(fabric, "key"), b"1", headers(id)))
-    await eventually(lambda: fabric.connection._pending)
+    await eventually(lambda: fabric.connection._requests.in_flight)
     closing = asyncio.create_task(fabric.aclose())
     with pytest.raises(OutcomeUnknownError) as unknown:
         await writing

@@ -11,8 +11,8 @@ from pydantic import BaseModel
 
 from agentfield import Event, HistoryTruncatedError, InvalidInputError, Memory, Past, UnavailableError, connect
 from agentfield import execution as executions
-from agentfield.fabric.asof import as_of, last_as_of
 from agentfield.fabric.fabric import Fabric
+from agentfield.fabric.reading.asof import as_of, last_as_of
 from agentfield.memory.expiry import ExpiryWorker
 from agentfield.memory.lifetime import Periods
 from tests.support import NatsServer

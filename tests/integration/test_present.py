@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from agentfield.fabric.consumer import PIN_TIMEOUT, PinnedConsumer
+from agentfield.fabric.consumers.consumer import PIN_TIMEOUT, PinnedConsumer
 from agentfield.fabric.fabric import Fabric
 from tests.support import NatsServer, eventually
 from tests.support.consuming import delete, floor, info, instance, spec

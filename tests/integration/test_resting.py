@@ -6,10 +6,10 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from agentfield.fabric import turn
-from agentfield.fabric.consumer import PIN_TIMEOUT, PinnedConsumer
+from agentfield.fabric.consumers import turn
+from agentfield.fabric.consumers.consumer import PIN_TIMEOUT, PinnedConsumer
+from agentfield.fabric.consumers.pulling import Pulls
 from agentfield.fabric.fabric import Fabric
-from agentfield.fabric.pulling import Pulls
 from tests.support import NatsServer, eventually
 from tests.support.consuming import Instance, info, instance
 from tests.support.events import write, write_many

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from agentfield import AccessDeniedError, IncompatibleServerError, UnavailableError, connect
-from agentfield.fabric.connection import Connection
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.jetstream import api
 from agentfield.fabric.topology import Drift, Topology, provision
+from agentfield.fabric.wire.connection import Connection
 from tests.support import NatsServer
 from tests.support.asking import reading_process
 

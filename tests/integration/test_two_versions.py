@@ -3,7 +3,7 @@
 import pytest
 
 from agentfield import Agent, Event, InvalidInputError, NotFoundError
-from agentfield.fabric import calls
+from agentfield.fabric.calling import calls
 from agentfield.testing import settled
 from tests.support import NatsServer
 

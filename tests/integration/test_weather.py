@@ -290,14 +290,14 @@ async def test_an_operation_that_is_cancelled_leaves_nothing_behind(fresh_server
         before = asyncio.all_tasks()
         await fresh_server.pause()
         tasks = [asyncio.ensure_future(operation(memory)) for operation in (READS | WRITES).values()]
-        await eventually(lambda: len(fabric.connection._pending) >= len(tasks) / 2)
+        await eventually(lambda: fabric.connection._requests.in_flight >= len(tasks) / 2)
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
         assert all(task.cancelled() for task in tasks)
         await fresh_server.resume()
         await memory.set("after", 1)
-        await eventually(lambda: not fabric.connection._pending)
+        await eventually(lambda: not fabric.connection._requests.in_flight)
         await eventually(lambda: asyncio.all_tasks() <= before)
 
 

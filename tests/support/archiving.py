@@ -11,8 +11,8 @@ from agentfield.archive.directory import Directory, LogId
 from agentfield.audit.chain import Stored
 from agentfield.audit.source import Live, stored_of
 from agentfield.codec import Record
-from agentfield.fabric.client import ExactHeaders
 from agentfield.fabric.fabric import Fabric
+from agentfield.fabric.wire.client import ExactHeaders
 from agentfield.subject import Subjects
 from projections import Source, open_store, trimming
 from projections.archive import Archive, Archiver

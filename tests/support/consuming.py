@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Generic, TypeVar
 
-from agentfield.fabric.consumer import PinnedConsumer
-from agentfield.fabric.consuming import Activated, Consumer, ConsumerSpec, Shortened, Start
+from agentfield.fabric.consumers.consumer import PinnedConsumer
+from agentfield.fabric.consumers.consuming import Activated, Consumer, ConsumerSpec, Shortened, Start
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.jetstream import api
 from tests.support.events import subject

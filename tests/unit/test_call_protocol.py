@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentfield import AgentUnavailableError, InvalidInputError, RemoteError
-from agentfield.fabric.call_protocol import BUSY, INVALID_ARGUMENTS, RAISED, STOPPED, Failure, message_size
+from agentfield.fabric.calling.protocol import BUSY, INVALID_ARGUMENTS, RAISED, STOPPED, Failure, message_size
 
 kinds = st.sampled_from([INVALID_ARGUMENTS, RAISED, BUSY, STOPPED])
 

@@ -11,8 +11,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from nats.aio.client import Client as StockClient
 
-from agentfield.fabric.client import Client, parse_headers, publication
-from agentfield.fabric.parser import Parser
+from agentfield.fabric.wire.client import Client, parse_headers, publication
+from agentfield.fabric.wire.parser import Parser
 
 TOKEN = st.text("!#$%&'*+-.^_`|~0123456789aAzZ", min_size=1, max_size=12)
 BLANKS = st.text(" \t\x0b\x0c", max_size=2)

@@ -5,7 +5,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentfield.fabric.durables import Durable, described, durable_name
+from agentfield.fabric.consumers.durables import Durable, described, durable_name
 
 NAMES = st.text("abcXYZ019_-", min_size=1, max_size=64)
 

@@ -34,6 +34,13 @@ LAYERS = (
 )
 LAYER_OF = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 
+# Packages within a layer, and what each may know of the rest of it.
+WITHIN = {
+    "agentfield.fabric.wire": words("faults"),
+    "agentfield.fabric.calling": words("faults wire"),
+    "agentfield.fabric.reading": words("log reader"),
+    "agentfield.fabric.consumers": words("faults jetstream log reader reading records trimmed wire"),
+}
 # Rules that are the same on every machine and at every time: they do no I/O and know no clock.
 PURE = words(
     "errors version server_version naming amount scope key pattern subject effects value reference schema privacy "
@@ -107,6 +114,16 @@ def import_faults(name: str, tree: ast.AST) -> Iterator[str]:
             yield f"{line}: local imports {other}, but knows only {sorted(LOCAL_KNOWS)}"
 
 
+def faults_within(package: str, tree: ast.AST) -> Iterator[str]:
+    """Yield what is wrong with the imports of a module of a package within a layer."""
+    parent = package.rpartition(".")[0]
+    for line, target in imports(tree):
+        if target.startswith(f"{parent}.") and not target.startswith(f"{package}."):
+            other = target.removeprefix(f"{parent}.").partition(".")[0]
+            if other not in WITHIN[package]:
+                yield f"{line}: {package} imports {other}, but knows only {sorted(WITHIN[package])}"
+
+
 def uses(tree: ast.AST) -> Iterator[tuple[int, str]]:
     """Yield the line and the name, bare or with its module, of whatever a module refers to.
 
@@ -158,6 +175,16 @@ def test_a_module_knows_only_what_is_above_it(path: Path) -> None:
     assert not [*import_faults(name, parsed(path)), *use_faults(name, parsed(path))]
 
 
+@pytest.mark.parametrize("path", [path for path in AGENTFIELD if ".".join(path.parts[:-1]) in WITHIN], ids=str)
+def test_a_package_within_a_layer_knows_only_what_it_stands_on(path: Path) -> None:
+    assert not list(faults_within(".".join(path.parts[:-1]), parsed(path)))
+
+
+@pytest.mark.parametrize("path", [path for path in modules("agentfield/cli") if "commands" not in path.parts], ids=str)
+def test_only_a_command_imports_from_another(path: Path) -> None:
+    assert not [target for _, target in imports(parsed(path)) if target.startswith("agentfield.cli.commands")]
+
+
 @pytest.mark.parametrize("path", [path for package in ON_TOP for path in modules(package)], ids=str)
 def test_what_stands_on_agentfield_uses_its_public_names(path: Path) -> None:
     package = path.parts[0]
@@ -199,6 +226,13 @@ def test_the_package_itself_loads_nothing_but_its_version() -> None:
 )
 def test_a_forbidden_import_is_found(name: str, source: str) -> None:
     assert list(import_faults(name, ast.parse(source)))
+
+
+def test_an_import_out_of_a_package_within_a_layer_is_found() -> None:
+    package = "agentfield.fabric.wire"
+    assert list(faults_within(package, ast.parse("from agentfield.fabric.log import Log")))
+    assert list(faults_within(package, ast.parse("from agentfield.fabric import records")))
+    assert not list(faults_within(package, ast.parse("from agentfield.fabric.wire.client import Client")))
 
 
 @pytest.mark.parametrize(

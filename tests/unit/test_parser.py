@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from nats.errors import ProtocolError
 from nats.protocol.parser import Parser as StockParser
 
-from agentfield.fabric.client import Client
-from agentfield.fabric.parser import Parser
+from agentfield.fabric.wire.client import Client
+from agentfield.fabric.wire.parser import Parser
 
 Seen = list[tuple[Any, ...]]
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field
 
 from agentfield import InvalidInputError
 from agentfield.agent.reasoner import Reasoner
-from agentfield.fabric.call_protocol import ArgumentsRefused
+from agentfield.fabric.calling.protocol import ArgumentsRefused
 
 
 class Ticket(BaseModel):

@@ -3,7 +3,7 @@
 import pytest
 
 from agentfield.errors import UnavailableError
-from agentfield.fabric.recognising import Proof, Recognition, StrangerError
+from agentfield.fabric.wire.recognising import Proof, Recognition, StrangerError
 
 RIGHT, WRONG, OPEN = b"right", b"wrong", b""
 PROOF = Proof("question", {RIGHT: True, WRONG: False, OPEN: None}.__getitem__)

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentfield.codec import Record
-from agentfield.fabric.connection import Message
 from agentfield.fabric.records import nanoseconds_of, of_consumer, of_direct, of_leader
+from agentfield.fabric.wire.message import Message
 
 AT = 1_795_344_077_102_841_850
 TIME = "2026-11-22T10:41:17.10284185Z"

@@ -14,7 +14,7 @@ from agentfield.codec import Record, decode_outline
 from agentfield.effects import Effects
 from agentfield.errors import AgentFieldError, DecodeError, InvalidInputError, ResyncRequired
 from agentfield.event import Event
-from agentfield.fabric.consuming import Shortened
+from agentfield.fabric.consumers.consuming import Shortened
 from agentfield.fabric.fabric import Fabric
 from agentfield.memory.causes import handler_execution
 from agentfield.memory.reacting.calling import call

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 from agentfield.amount import LARGEST, check_count, check_span
 from agentfield.errors import InvalidInputError
 from agentfield.event import Event
-from agentfield.fabric.consuming import Start
+from agentfield.fabric.consumers.consuming import Start
 from agentfield.memory.addressing import AnyScope
 from agentfield.pattern import Pattern
 from agentfield.schema import Schemas

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from agentfield.errors import AgentFieldError, ClosedError
-from agentfield.fabric.durables import handlers_of
+from agentfield.fabric.consumers.durables import handlers_of
 from agentfield.fabric.fabric import Fabric
 from agentfield.memory.reacting.insisting import FIRST_RETRY
 from agentfield.memory.reacting.registration import Registration

@@ -12,8 +12,8 @@ import logging
 from collections.abc import Sequence
 
 from agentfield.errors import AgentFieldError
-from agentfield.fabric.connection import Connection
-from agentfield.fabric.durables import Durable, durable_of
+from agentfield.fabric.consumers.durables import Durable, durable_of
+from agentfield.fabric.wire.connection import Connection
 
 logger = logging.getLogger("agentfield.handlers")
 

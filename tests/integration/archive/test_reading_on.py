@@ -8,7 +8,7 @@ import pytest
 
 from agentfield import Agent, Event, HistoryTruncatedError, InvalidInputError, Memory, connect
 from agentfield.archive.reading import Archive
-from agentfield.fabric.durables import consumers
+from agentfield.fabric.consumers.durables import consumers
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.jetstream import api
 from agentfield.memory.causes import chain
