@@ -20,9 +20,10 @@ from agentfield.amount import number_of
 from agentfield.codec import EVENT_ID, Record
 from agentfield.errors import ClosedError, InvalidInputError, OutcomeUnknownError, UnavailableError
 from agentfield.execution import new_id
+from agentfield.fabric.appending import EXPECTED, EXPECTED_ON, Conflict
 from agentfield.fabric.faults import Fault, NoAnswerFault, NoRespondersFault, ServerFault, Verdict, error_of
 from agentfield.fabric.jetstream import ATTEMPT, backoff
-from agentfield.fabric.log import EXPECTED, EXPECTED_ON, Conflict, Log
+from agentfield.fabric.log import Log
 from agentfield.fabric.topology import DUPLICATE_WINDOW
 from agentfield.fabric.wire.connection import Connection
 

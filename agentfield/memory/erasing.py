@@ -26,11 +26,11 @@ from agentfield.codec import Record, encode_event, encode_value, encrypted_by, i
 from agentfield.errors import DecodeError, InvalidInputError, UnavailableError
 from agentfield.event import Writer
 from agentfield.execution import new_id
+from agentfield.fabric.appending import Conflict
 from agentfield.fabric.batch import BatchItem, append_batch
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.jetstream import backoff
 from agentfield.fabric.keys import StoredKey
-from agentfield.fabric.log import Conflict
 from agentfield.memory import views
 from agentfield.memory.addressing import AnyScope
 from agentfield.memory.clearing import delete_each, is_to_go

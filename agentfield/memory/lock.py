@@ -30,9 +30,9 @@ from agentfield.errors import (
     UnavailableError,
 )
 from agentfield.event import Writer
+from agentfield.fabric.appending import Conflict
 from agentfield.fabric.batch import Expectation
 from agentfield.fabric.fabric import Fabric
-from agentfield.fabric.log import Conflict
 from agentfield.memory.state import is_live
 from agentfield.scope import Scope
 

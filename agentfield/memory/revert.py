@@ -17,10 +17,10 @@ from pydantic import BaseModel, ConfigDict
 from agentfield.codec import Record, decode_outline, expires_at_ns, reference_of
 from agentfield.errors import ConflictError
 from agentfield.event import Writer
+from agentfield.fabric.appending import Conflict
 from agentfield.fabric.batch import MAX_BATCH, Expectation
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.jetstream import backoff
-from agentfield.fabric.log import Conflict
 from agentfield.fabric.reading.asof import as_of
 from agentfield.memory.diff import Change, Diff, change_of, collected
 from agentfield.memory.encrypting import all_known, known

@@ -17,10 +17,10 @@ from agentfield.effects import Effects, ids_in_batch
 from agentfield.errors import ConflictError, InvalidInputError, OutcomeUnknownError, UnavailableError
 from agentfield.event import Writer
 from agentfield.execution import Seen
+from agentfield.fabric.appending import Conflict
 from agentfield.fabric.batch import MAX_BATCH, Expectation
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.jetstream import backoff
-from agentfield.fabric.log import Conflict
 from agentfield.memory.addressing import Place, read_scopes, write_scope
 from agentfield.memory.encrypting import known
 from agentfield.memory.handled import Marker

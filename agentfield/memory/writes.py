@@ -13,9 +13,9 @@ from typing import Any
 from agentfield.effects import ids_in_batch
 from agentfield.errors import ConflictError, InvalidInputError, OutcomeUnknownError, UnavailableError
 from agentfield.execution import new_id
+from agentfield.fabric.appending import Conflict
 from agentfield.fabric.batch import MAX_BATCH, Expectation
 from agentfield.fabric.fabric import Fabric
-from agentfield.fabric.log import Conflict
 from agentfield.memory import clearing
 from agentfield.memory.addressing import write_scope
 from agentfield.memory.encrypting import all_known

@@ -28,10 +28,10 @@ from agentfield.errors import (
     UnavailableError,
 )
 from agentfield.event import Operation, Reason, Writer
+from agentfield.fabric.appending import Conflict
 from agentfield.fabric.batch import BatchItem, Expectation, append_batch, check_count
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.jetstream import backoff
-from agentfield.fabric.log import Conflict
 from agentfield.key import key_tokens
 from agentfield.memory.encrypting import are_condemned, encrypted, vault_for
 from agentfield.memory.lifetime import Lifetimes
@@ -212,7 +212,7 @@ async def store_together(
 
     An expectation on a key that is written rides on its write, any other on a message that has none yet, and, where
     there are more of them than writes, on messages of their own beside the keys' subjects. Raises
-    :class:`~agentfield.fabric.log.Conflict` without saying which; nothing is stored then.
+    :class:`~agentfield.fabric.appending.Conflict` without saying which; nothing is stored then.
     """
     check_count(_messages(writes, expectations))
     if any(vault_for(fabric, write) is not None for write in writes):

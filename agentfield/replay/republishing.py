@@ -20,10 +20,10 @@ from agentfield.codec import EVENT_ID, Record, encode_event, expires_at_ns, led_
 from agentfield.errors import ConflictError, DecodeError, InvalidInputError
 from agentfield.event import Writer
 from agentfield.execution import new_id
+from agentfield.fabric.appending import Conflict
 from agentfield.fabric.batch import Expectation
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.jetstream import backoff
-from agentfield.fabric.log import Conflict
 from agentfield.memory.encrypting import vault_for
 from agentfield.memory.history import Slice
 from agentfield.memory.lifetime import Lifetimes, Periods

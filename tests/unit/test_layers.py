@@ -38,9 +38,10 @@ LAYER_OF = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 WITHIN = {
     "agentfield.fabric.wire": words("faults"),
     "agentfield.fabric.calling": words("faults wire"),
-    "agentfield.fabric.reading": words("log reader"),
+    "agentfield.fabric.reading": words("asking log reader"),
     "agentfield.fabric.consumers": words("faults jetstream log reader reading records trimmed wire"),
 }
+
 # Rules that are the same on every machine and at every time: they do no I/O and know no clock.
 PURE = words(
     "errors version server_version naming amount scope key pattern subject effects value reference schema privacy "
