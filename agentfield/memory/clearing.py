@@ -19,8 +19,9 @@ from agentfield.fabric.batch import Expectation
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.jetstream import backoff
 from agentfield.memory.lifetime import Lifetimes, Periods
+from agentfield.memory.preparing import Write, prepare
 from agentfield.memory.state import is_live
-from agentfield.memory.writing import Write, prepare, store, store_together
+from agentfield.memory.writing import store, store_together
 from agentfield.pattern import Pattern
 from agentfield.scope import Scope
 

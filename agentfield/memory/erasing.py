@@ -36,7 +36,8 @@ from agentfield.memory.addressing import AnyScope
 from agentfield.memory.clearing import delete_each, is_to_go
 from agentfield.memory.encrypting import condemnations
 from agentfield.memory.lifetime import Lifetimes
-from agentfield.memory.writing import prepare, store
+from agentfield.memory.preparing import prepare
+from agentfield.memory.writing import store
 from agentfield.pattern import Pattern
 from agentfield.privacy import RECEIPT, is_reserved, vault_of
 from agentfield.scope import GLOBAL, ScopeKind

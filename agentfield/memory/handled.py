@@ -19,7 +19,7 @@ from agentfield.event import Writer
 from agentfield.execution import new_id
 from agentfield.fabric.batch import Expectation
 from agentfield.fabric.fabric import Fabric
-from agentfield.memory.writing import Write
+from agentfield.memory.preparing import Write
 from agentfield.scope import GLOBAL
 
 

@@ -24,7 +24,8 @@ from agentfield.fabric.fabric import Fabric
 from agentfield.key import check_key
 from agentfield.memory.addressing import Place, write_scope
 from agentfield.memory.lifetime import Lifetimes
-from agentfield.memory.writing import Write, prepare, store
+from agentfield.memory.preparing import Write, prepare
+from agentfield.memory.writing import store
 from agentfield.schema import Schemas, Stamp
 from agentfield.scope import Scope
 

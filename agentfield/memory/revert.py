@@ -26,9 +26,10 @@ from agentfield.memory.diff import Change, Diff, change_of, collected
 from agentfield.memory.encrypting import all_known, known
 from agentfield.memory.lifetime import Lifetimes
 from agentfield.memory.moment import Instant, Pin, check_whole
+from agentfield.memory.preparing import Write, prepare
 from agentfield.memory.resolving import Resolver
 from agentfield.memory.state import is_live
-from agentfield.memory.writing import Write, prepare, store_together
+from agentfield.memory.writing import store_together
 from agentfield.pattern import Pattern
 from agentfield.privacy import Vault
 from agentfield.schema import Stamp

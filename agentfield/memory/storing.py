@@ -14,7 +14,8 @@ from agentfield.errors import ConflictError, NotFoundError
 from agentfield.fabric.fabric import Fabric
 from agentfield.memory.base import Base
 from agentfield.memory.encrypting import known
-from agentfield.memory.writing import Write, store
+from agentfield.memory.preparing import Write
+from agentfield.memory.writing import store
 from agentfield.scope import Scope
 
 

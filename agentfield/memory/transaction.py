@@ -25,9 +25,10 @@ from agentfield.memory.addressing import Place, read_scopes, write_scope
 from agentfield.memory.encrypting import known
 from agentfield.memory.handled import Marker
 from agentfield.memory.lifetime import Lifetimes
+from agentfield.memory.preparing import Write, prepare
 from agentfield.memory.resolving import Resolver
 from agentfield.memory.state import is_live
-from agentfield.memory.writing import Write, prepare, store_together
+from agentfield.memory.writing import store_together
 from agentfield.schema import Schemas, Stamp
 from agentfield.scope import Scope
 

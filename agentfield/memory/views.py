@@ -28,8 +28,9 @@ from agentfield.fabric.wire.connection import ConnectionState
 from agentfield.fabric.wire.message import Message
 from agentfield.memory.addressing import AnyScope
 from agentfield.memory.lifetime import Lifetimes
+from agentfield.memory.preparing import prepare
 from agentfield.memory.state import live_entries
-from agentfield.memory.writing import prepare, store
+from agentfield.memory.writing import store
 from agentfield.naming import shown
 from agentfield.pattern import Pattern
 from agentfield.privacy import VIEW

@@ -12,8 +12,8 @@ from agentfield.codec import Record, decode_outline, encode_event, encrypted_by,
 from agentfield.event import Event, ReplayedFrom
 from agentfield.fabric.fabric import Fabric
 from agentfield.memory.placing import is_large
+from agentfield.memory.preparing import Write
 from agentfield.memory.resolving import Resolver
-from agentfield.memory.writing import Write
 from agentfield.privacy import vault_of
 from agentfield.reference import check_size
 from agentfield.schema import Stamp

@@ -27,7 +27,8 @@ from agentfield.fabric.jetstream import backoff
 from agentfield.memory.encrypting import vault_for
 from agentfield.memory.history import Slice
 from agentfield.memory.lifetime import Lifetimes, Periods
-from agentfield.memory.writing import Write, store_together
+from agentfield.memory.preparing import Write
+from agentfield.memory.writing import store_together
 from agentfield.naming import shown
 from agentfield.replay.copying import copied, time_left
 from agentfield.replay.excerpt import Excerpt

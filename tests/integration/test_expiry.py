@@ -18,7 +18,7 @@ from agentfield.fabric.fabric import Fabric
 from agentfield.key import key_tokens
 from agentfield.memory.expiry import ExpiryWorker
 from agentfield.memory.lifetime import Periods
-from agentfield.memory.writing import KEYS_A_TIMER, set_timers
+from agentfield.memory.timing import KEYS_A_TIMER, set_timers
 from agentfield.scope import GLOBAL
 from tests.support import NatsServer, eventually
 from tests.support.buckets import contents
