@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import orjson
 
-from agentfield.codec import EVENT_ID
 from agentfield.errors import ClosedError, InvalidInputError, OutcomeUnknownError, UnavailableError
 from agentfield.fabric.asking import Asking
 from agentfield.fabric.faults import (
@@ -26,6 +25,7 @@ from agentfield.fabric.faults import (
 )
 from agentfield.fabric.jetstream import ATTEMPT, backoff
 from agentfield.fabric.stream import Stream
+from agentfield.header import EVENT_ID
 
 EXPECTED = "Nats-Expected-Last-Subject-Sequence"
 EXPECTED_ON = "Nats-Expected-Last-Subject-Sequence-Subject"

@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 
-from agentfield.codec import EVENT_HEADER, EVENT_ID, Record
+from agentfield.codec import Record
 from agentfield.errors import ResyncRequired
 from agentfield.execution import new_id
 from agentfield.fabric.appending import Ack, Appending
@@ -25,6 +25,7 @@ from agentfield.fabric.sharing import SharedReads
 from agentfield.fabric.stream import Stream
 from agentfield.fabric.topology import StreamSpec, Topology
 from agentfield.fabric.wire.connection import Connection
+from agentfield.header import EVENT_HEADER, EVENT_ID
 
 BATCHES_AT_ONCE = 8
 """Atomic batches of this process on their way at once; more wait their turn. A stream takes 50 from all clients

@@ -18,11 +18,11 @@ from typing import Any
 
 import orjson
 
-from agentfield.codec import EVENT_ID
 from agentfield.errors import UnavailableError
 from agentfield.fabric.faults import Fault, NoAnswerFault, NoRespondersFault, ServerFault, Verdict, error_of
 from agentfield.fabric.jetstream import api, backoff
 from agentfield.fabric.wire.connection import Connection
+from agentfield.header import EVENT_ID
 from agentfield.reference import Reference, digest_text
 
 CHUNK = 128 * 1024

@@ -22,7 +22,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict
 
 from agentfield.amount import number_of
-from agentfield.codec import Record, encode_event, encode_value, encrypted_by, is_delete
+from agentfield.codec import Record, encrypted_by, is_delete
 from agentfield.errors import DecodeError, InvalidInputError, UnavailableError
 from agentfield.event import Writer
 from agentfield.execution import new_id
@@ -31,6 +31,7 @@ from agentfield.fabric.batch import BatchItem, append_batch
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.jetstream import backoff
 from agentfield.fabric.keys import StoredKey
+from agentfield.header import encode_event
 from agentfield.memory import views
 from agentfield.memory.addressing import AnyScope
 from agentfield.memory.clearing import delete_each, is_to_go
@@ -41,6 +42,7 @@ from agentfield.memory.writing import store
 from agentfield.pattern import Pattern
 from agentfield.privacy import RECEIPT, is_reserved, vault_of
 from agentfield.scope import GLOBAL, ScopeKind
+from agentfield.value import encode_value
 from agentfield.version import __version__
 
 logger = logging.getLogger("agentfield.erasing")

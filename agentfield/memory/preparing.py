@@ -10,10 +10,10 @@ import re
 from typing import NamedTuple
 
 from agentfield import execution
-from agentfield.codec import check_ttl, encode_event
 from agentfield.errors import InvalidInputError
 from agentfield.event import Operation, Reason, Writer
 from agentfield.fabric.fabric import Fabric
+from agentfield.header import check_ttl, encode_event
 from agentfield.key import key_tokens
 from agentfield.memory.placing import Placed, is_large
 from agentfield.naming import shown

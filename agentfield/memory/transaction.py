@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, Self
 
-from agentfield.codec import EVENT_ID, OPERATION, Record
+from agentfield.codec import Record
 from agentfield.effects import Effects, ids_in_batch
 from agentfield.errors import ConflictError, InvalidInputError, OutcomeUnknownError, UnavailableError
 from agentfield.event import Writer
@@ -21,6 +21,7 @@ from agentfield.fabric.appending import Conflict
 from agentfield.fabric.batch import MAX_BATCH, Expectation
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.jetstream import backoff
+from agentfield.header import EVENT_ID, OPERATION
 from agentfield.memory.addressing import Place, read_scopes, write_scope
 from agentfield.memory.encrypting import known
 from agentfield.memory.handled import Marker

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 
 from agentfield import execution
 from agentfield.amount import number_of
-from agentfield.codec import EVENT_ID, encode_event
 from agentfield.errors import (
     AgentFieldError,
     ClosedError,
@@ -29,6 +28,7 @@ from agentfield.fabric.appending import Conflict
 from agentfield.fabric.batch import BatchItem, Expectation, append_batch, check_count
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.jetstream import backoff
+from agentfield.header import EVENT_ID, encode_event
 from agentfield.memory.encrypting import are_condemned, encrypted, vault_for
 from agentfield.memory.lifetime import Lifetimes
 from agentfield.memory.placing import give_up, place, was_condemned

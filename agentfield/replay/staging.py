@@ -11,10 +11,11 @@ import heapq
 from collections.abc import AsyncIterator
 from typing import Final, NamedTuple
 
-from agentfield.codec import EVENT_HEADER, Record, encode_event, expires_at_ns, is_delete
+from agentfield.codec import Record, expires_at_ns, is_delete
 from agentfield.event import Writer
 from agentfield.execution import new_id
 from agentfield.fabric.fabric import Fabric
+from agentfield.header import EVENT_HEADER, encode_event
 from agentfield.memory.addressing import AnyScope, address
 from agentfield.memory.lifetime import Lifetimes, Periods
 from agentfield.memory.moment import Instant

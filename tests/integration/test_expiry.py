@@ -13,8 +13,9 @@ from typing import NamedTuple
 import pytest
 
 from agentfield import Agent, ConflictError, Event, InvalidInputError, Memory, connect
-from agentfield.codec import MAX_TTL, expires_at_ns
+from agentfield.codec import expires_at_ns
 from agentfield.fabric.fabric import Fabric
+from agentfield.header import MAX_TTL
 from agentfield.key import key_tokens
 from agentfield.memory.expiry import ExpiryWorker
 from agentfield.memory.lifetime import Periods

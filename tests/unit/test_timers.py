@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentfield.codec import MAX_TTL
+from agentfield.header import MAX_TTL
 from agentfield.memory.timing import timer_moment
 
 SECOND = 1_000_000_000
