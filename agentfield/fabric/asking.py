@@ -8,8 +8,8 @@ replica was behind or something was out of order.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import orjson
 
@@ -19,15 +19,15 @@ from agentfield.fabric import records
 from agentfield.fabric.faults import (
     NO_MESSAGE,
     Fault,
-    NoAnswerFault,
-    NoRespondersFault,
     ServerFault,
     error_of,
 )
-from agentfield.fabric.jetstream import API, ATTEMPT, api, backoff
+from agentfield.fabric.jetstream import API, api, backoff, patiently
 from agentfield.fabric.stream import Stream
 from agentfield.fabric.wire.client import DESCRIPTION
 from agentfield.fabric.wire.message import Message
+
+T = TypeVar("T")
 
 MULTI_LAST_LIMIT = 1024
 """Subjects that one multi-get may answer (the server says 413 above)."""
@@ -56,7 +56,8 @@ class Asking:
 
     async def direct_last(self, subject: str) -> Record | None:
         """The last event of a literal subject, as the server that answers has it. Raises :class:`UnavailableError`."""
-        (answer,) = await self._patiently(f"{self._direct}.{subject}", b"", single=True)
+        connection = self._stream.connection
+        answer = await self._patiently(lambda limit: connection.request(f"{self._direct}.{subject}", timeout=limit))
         if answer.status == _NOTHING:
             return None
         if answer.status:
@@ -142,7 +143,10 @@ class Asking:
             body["up_to_seq"] = up_to
         if start:
             body["seq"] = start
-        answer = await self._patiently(self._direct, orjson.dumps(body), single=False)
+        request, connection = orjson.dumps(body), self._stream.connection
+        answer = await self._patiently(
+            lambda limit: connection.request_many(self._direct, request, timeout=limit, last=_is_end)
+        )
         end = answer.pop()
         if end.status == _NOTHING and end.headers.get(DESCRIPTION) != _NO_RESULTS:
             raise UnavailableError(f"reading {self._stream.stream}: the server says {end.headers.get(DESCRIPTION)!r}")
@@ -153,27 +157,12 @@ class Asking:
             end.status,
         )
 
-    async def _patiently(self, subject: str, payload: bytes, *, single: bool) -> list[Message]:
-        """Ask until there is an answer or the log's timeout is over; reads may be repeated freely."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._stream.timeout
-        attempt = 0
-        while True:
-            limit = min(ATTEMPT, max(0.001, deadline - loop.time()))
-            fault: Fault | UnavailableError
-            try:
-                if single:
-                    return [await self._stream.connection.request(subject, payload, timeout=limit)]
-                return await self._stream.connection.request_many(subject, payload, timeout=limit, last=_is_end)
-            except (NoAnswerFault, NoRespondersFault) as caught:
-                fault = caught
-            except UnavailableError as caught:
-                fault = caught
-            pause = backoff(attempt)
-            attempt += 1
-            if loop.time() + pause >= deadline:
-                raise error_of(fault, f"reading {self._stream.stream} within {self._stream.timeout:g} s")
-            await asyncio.sleep(pause)
+    async def _patiently(self, ask: Callable[[float], Awaitable[T]]) -> T:
+        """Ask until there is an answer or the stream's timeout is over; reads may be repeated freely."""
+        try:
+            return await patiently(ask, self._stream.timeout)
+        except (Fault, UnavailableError) as fault:
+            raise error_of(fault, f"reading {self._stream.stream} within {self._stream.timeout:g} s") from None
 
 
 def _is_end(message: Message) -> bool:
