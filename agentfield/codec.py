@@ -1,8 +1,7 @@
-"""The codec: events to headers and payload, and what the log returns to events and entries.
+"""The codec: events to messages, and what the log returns to events and entries.
 
-The payload is the value, as plain JSON, or a reference to the object that holds it; a delete is an empty message marked
-as NATS KV marks it. Everything else about a write is in two headers: its id, by which the server recognises a repeat,
-and one packed in readable JSON, since each header costs a tenth of the throughput. Pure: a ``Record`` is a message as
+A message's payload is the value, as plain JSON (see ``value``), or a reference to the object that holds it; a delete is
+an empty message. Everything else about a write is in its headers (see ``header``). Pure: a ``Record`` is a message as
 the log returned it, whatever fetched it.
 
 Invariant: what ``encode_event`` and ``encode_value`` wrote, ``decode_event`` gives back; anything else that the log may
@@ -13,60 +12,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
-from pydantic import ValidationError
 
 from agentfield.errors import DecodeError, InvalidInputError
-from agentfield.event import Entry, Event, Operation, Reason, ReplayedFrom, Writer
-from agentfield.execution import ascii_json
+from agentfield.event import Entry, Event
+from agentfield.header import EVENT_HEADER, EVENT_ID, OPERATION, Header, unpack
 from agentfield.naming import shown
 from agentfield.privacy import Encryption
 from agentfield.reference import Reference
 from agentfield.schema import Schemas, Stamp
 from agentfield.scope import Scope
 from agentfield.subject import Subjects
-from agentfield.value import decode_value, encode_value, validate_as
 
-__all__ = [
-    "EVENT_HEADER",
-    "EVENT_ID",
-    "MAX_TTL",
-    "OPERATION",
-    "Record",
-    "check_ttl",
-    "decode_data",
-    "decode_entry",
-    "decode_event",
-    "decode_outline",
-    "decode_value",
-    "encode_event",
-    "encode_value",
-    "encrypted_by",
-    "encrypts",
-    "expires_at_ns",
-    "had_run_out",
-    "is_delete",
-    "led_to_by",
-    "needed_to_decode",
-    "refer",
-    "reference_of",
-    "validate_as",
-]
-
-EVENT_ID: Final = "Nats-Msg-Id"
-EVENT_HEADER: Final = "Agentfield-Event"
-OPERATION: Final = "KV-Operation"
-
-MAX_TTL: Final = 100 * 366 * 86400.0
-"""The longest ttl in seconds, a century: adding it to a time must stay within what datetime and RFC 3339 can say."""
-
-_LAST_END = 2**63 - 1
-"""Nanoseconds since the epoch, in the year 2262."""
-
-_VERSION = 1
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -86,80 +45,6 @@ class Record(NamedTuple):
     """Whether the value is encrypted with a key that is known to be destroyed: nobody can read it any more."""
 
 
-class _Header(NamedTuple):
-    deletes: bool
-    writer: Writer
-    reason: Reason | None
-    ttl: float | None
-    ends: int | None
-    """When the value expires, where that was fixed before it was stored: nanoseconds since the epoch."""
-    reference: Reference | None
-    stamp: Stamp | None
-    encryption: Encryption | None
-    replayed_from: ReplayedFrom | None
-
-
-def check_ttl(ttl: object) -> float:
-    """The ttl in seconds. Raises InvalidInputError unless it is a number above zero and at most a century."""
-    if isinstance(ttl, bool) or not isinstance(ttl, (int, float)):
-        raise InvalidInputError(f"ttl {shown(ttl)} is not a number: give it in seconds, or None for never")
-    if not 0 < ttl <= MAX_TTL:  # false for NaN too
-        raise InvalidInputError(
-            f"ttl {shown(ttl)} is not above 0 and at most {MAX_TTL:.0f} seconds (a century): "
-            f"use None for a value that never expires, delete() for one that should be gone"
-        )
-    return float(ttl)
-
-
-def encode_event(
-    *,
-    event_id: str,
-    operation: Operation,
-    writer: Writer,
-    reason: Reason | None = None,
-    ttl: float | None = None,
-    ends: int | None = None,
-    stamp: Stamp | None = None,
-    replayed_from: ReplayedFrom | None = None,
-) -> dict[str, str]:
-    """The headers of an event; its payload is ``encode_value``'s, or empty for a delete. A new dict, ASCII only.
-
-    ``ends``, in nanoseconds since the epoch, says when exactly a value with a ttl expires; without it, the ttl counts
-    from when the value is stored. ``stamp`` names the schema the value was encoded under, ``replayed_from`` the event
-    that this one repeats. Raises InvalidInputError if the ttl is out of range.
-    """
-    fields: dict[str, Any] = {"v": _VERSION, "type": operation}
-    for name, value in writer.__dict__.items():
-        if value or value == "":  # neither None, nor no depth, nor an empty path
-            fields[name] = value
-    if reason is not None:
-        fields["reason"] = reason
-    if ttl is not None:
-        fields["ttl"] = check_ttl(ttl)
-        if ends is not None:
-            fields["ends"] = ends
-    if stamp is not None:
-        fields["schema"], fields["schema_version"] = stamp
-    if replayed_from is not None:
-        fields["replayed_from"] = replayed_from.model_dump(mode="json", exclude_none=True)
-    headers = {EVENT_ID: event_id, EVENT_HEADER: ascii_json(fields)}
-    if operation == "delete":
-        headers[OPERATION] = "DEL"
-    return headers
-
-
-def refer(headers: Mapping[str, str], reference: Reference) -> dict[str, str]:
-    """The headers ``encode_event`` gave, for an event whose value lies in an object; its payload is the reference's."""
-    fields = orjson.loads(headers[EVENT_HEADER]) | {"object": reference.fields()}
-    return {**headers, EVENT_HEADER: ascii_json(fields)}
-
-
-def led_to_by(headers: Mapping[str, str], revision: int) -> dict[str, str]:
-    """The headers ``encode_event`` gave, for an event whose cause has this revision."""
-    fields = orjson.loads(headers[EVENT_HEADER]) | {"cause_revision": revision}
-    return {**headers, EVENT_HEADER: ascii_json(fields)}
-
-
 def reference_of(record: Record) -> Reference | None:
     """Where the value of a record lies, if its payload is not the value itself.
 
@@ -170,12 +55,6 @@ def reference_of(record: Record) -> Reference | None:
     if packed is None or '"object"' not in packed:  # without it, no look inside is needed
         return None
     return _header(record, deleted=is_delete(record)).reference
-
-
-def encrypts(headers: Mapping[str, str], encryption: Encryption) -> dict[str, str]:
-    """The headers ``encode_event`` gave, for an event whose value is in an envelope."""
-    fields = orjson.loads(headers[EVENT_HEADER]) | {"encrypted": encryption.fields()}
-    return {**headers, EVENT_HEADER: ascii_json(fields)}
 
 
 def encrypted_by(record: Record) -> Encryption | None:
@@ -334,7 +213,7 @@ def expires_at_ns(record: Record) -> int | None:
     return _expiry(record, _header(record, deleted=False))
 
 
-def _expiry(record: Record, header: _Header) -> int | None:
+def _expiry(record: Record, header: Header) -> int | None:
     if header.ttl is None:
         return None
     if header.ends is None:
@@ -342,7 +221,7 @@ def _expiry(record: Record, header: _Header) -> int | None:
     return max(header.ends, record.timestamp + 1000)  # one that was stored too late ends at once
 
 
-def _ttl(record: Record, header: _Header) -> float | None:
+def _ttl(record: Record, header: Header) -> float | None:
     """Seconds from when the value was stored to when it expires, as they are between the two times that are shown."""
     expires = _expiry(record, header)
     if header.ends is None or expires is None:
@@ -364,7 +243,7 @@ def _id(record: Record) -> str:
     return id
 
 
-def _header(record: Record, *, deleted: bool) -> _Header:
+def _header(record: Record, *, deleted: bool) -> Header:
     packed = record.headers.get(EVENT_HEADER)
     if packed is None:
         raise _undecodable(
@@ -373,64 +252,12 @@ def _header(record: Record, *, deleted: bool) -> _Header:
             "set or delete its key",
         )
     try:
-        header = _unpack(packed)
+        header = unpack(packed)
     except InvalidInputError as error:
         raise _undecodable(record, f"the header {EVENT_HEADER} {shown(packed)} {error}") from error
     if header.deletes is not deleted:
         raise _undecodable(record, f"the headers {EVENT_HEADER} {shown(packed)} and {OPERATION} contradict each other")
     return header
-
-
-# One execution's writes carry the same text, their ids apart.
-@lru_cache(maxsize=512)
-def _unpack(packed: str) -> _Header:
-    try:
-        fields = orjson.loads(packed)
-    except orjson.JSONDecodeError as error:
-        raise InvalidInputError(f"is not JSON: {error}") from error
-    if not isinstance(fields, dict) or type(fields.get("v")) is not int:
-        raise InvalidInputError("is not a JSON object with a version v")
-    if fields["v"] != _VERSION:
-        raise InvalidInputError(f"has version {fields['v']}, but this agentfield reads version {_VERSION}: upgrade it")
-    kind, reason, ttl = fields.get("type"), fields.get("reason"), fields.get("ttl")
-    if kind not in ("set", "delete"):
-        raise InvalidInputError(f"has the unknown type {shown(kind)}")
-    if reason not in (None, "expired", "cleared"):
-        raise InvalidInputError(f"has the unknown reason {shown(reason)}")
-    try:
-        writer = Writer.model_validate(fields)
-    except ValidationError as error:
-        fields_at_fault = ", ".join(str(fault["loc"][0]) for fault in error.errors())
-        raise InvalidInputError(f"names its writer wrongly, in {fields_at_fault}") from error
-    replayed_from = fields.get("replayed_from")
-    try:
-        origin = None if replayed_from is None else ReplayedFrom.model_validate(replayed_from)
-    except ValidationError as error:
-        raise InvalidInputError(f"says wrongly where it was replayed from: {shown(replayed_from)}") from error
-    return _Header(
-        kind == "delete",
-        writer,
-        reason,
-        None if ttl is None else check_ttl(ttl),
-        _ends(fields.get("ends")),
-        None if fields.get("object") is None else Reference.of(fields["object"]),
-        None if fields.get("schema") is None else _stamp(fields),
-        None if fields.get("encrypted") is None else Encryption.of(fields["encrypted"]),
-        origin,
-    )
-
-
-def _ends(moment: object) -> int | None:
-    if moment is not None and (type(moment) is not int or not 0 < moment <= _LAST_END):
-        raise InvalidInputError(f"says wrongly when the value ends: {shown(moment)}")
-    return moment
-
-
-def _stamp(fields: Mapping[str, Any]) -> Stamp:
-    name, version = fields["schema"], fields.get("schema_version")
-    if not isinstance(name, str) or type(version) is not int or version < 1:
-        raise InvalidInputError(f"names its schema wrongly: {shown(name)}, version {shown(version)}")
-    return Stamp(name, version)
 
 
 def _stamped(stamp: Stamp | None) -> dict[str, Any]:

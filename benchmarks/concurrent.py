@@ -6,9 +6,9 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 
-from agentfield.codec import encode_event
 from agentfield.event import Writer
 from agentfield.execution import new_id
+from agentfield.header import encode_event
 from agentfield.scope import GLOBAL
 from agentfield.subject import Subjects
 from benchmarks.measuring import Burst, Span, rates

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from agentfield.codec import encode_event
 from agentfield.event import Writer
 from agentfield.execution import new_id
+from agentfield.header import encode_event
 from agentfield.scope import GLOBAL
 from agentfield.subject import Subjects
 from benchmarks.measuring import Operation, Times, times

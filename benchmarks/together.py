@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import orjson
 
-from agentfield.codec import encode_event
 from agentfield.event import Writer
 from agentfield.execution import new_id
+from agentfield.header import encode_event
 from agentfield.scope import GLOBAL
 from agentfield.subject import Subjects
 from benchmarks.measuring import Burst, Operation, Span, rates, times

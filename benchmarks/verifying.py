@@ -9,11 +9,11 @@ from agentfield.audit.checking import Checked, check_export, check_live
 from agentfield.audit.exporting import Selection, export
 from agentfield.audit.nkey import Signer
 from agentfield.audit.seal import Seal
-from agentfield.codec import encode_event
 from agentfield.event import Writer
 from agentfield.execution import new_id
 from agentfield.fabric.batch import MAX_BATCH, BatchItem, append_batch
 from agentfield.fabric.fabric import Fabric
+from agentfield.header import encode_event
 from agentfield.pattern import Pattern
 from agentfield.scope import RESOLUTION
 from benchmarks.consuming import raw_consumer

@@ -15,13 +15,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, NoReturn, Self
 
-from agentfield import HistoryTruncatedError, InvalidInputError
+from agentfield import InvalidInputError
 from agentfield.archive.columns import misread, records_of, schema
 from agentfield.archive.directory import MOST_BYTES, MOST_ROWS, Segment
 from agentfield.archive.reading import batches
 from agentfield.audit.source import Live, stored_of
 from agentfield.codec import Record
 from agentfield.subject import Subjects
+from projections.messages import Messages
 from projections.projection import Projection
 from projections.runner import Runner, Verdict
 from projections.source import EVERY_MESSAGE, Batch, Source
@@ -31,8 +32,6 @@ WITHIN: Final = 5.0
 """Seconds after which what has come is written, however little it is."""
 _CALM: Final = 20
 """Writing rests for so many times as long as it last took: the last file is replaced as a whole each time."""
-_TAKEN: Final = 500
-"""Messages taken over at a time."""
 
 
 class Archive(Projection):
@@ -80,54 +79,39 @@ class Stretches:
     """A walk over every message of the log, in batches that are worth a file, or have waited long enough."""
 
     def __init__(self, source: Source, start: int) -> None:
-        self._source = source
-        self._start = start
-        self._reader = Live(source.fabric).reader(start)
+        self._messages = Messages(source, start, gapless=True)
         self._pending: list[Record] = []
         self._bytes = 0
         self._since = 0.0
         self._given = 0.0
         self._rest = WITHIN
-        self._coming: asyncio.Task[list[Record]] | None = None
         self._ahead: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        await self._source.fabric.log.state()
-        complete = self._source.fabric.log.held.complete
-        if self._start < complete:
-            if self._start > 1:
-                raise HistoryTruncatedError(requested=self._start, first_available=complete)
-            self._reader = Live(self._source.fabric).reader(complete)
-        await self._reader.__aenter__()
+        await self._messages.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        tasks = [task for task in (self._coming, self._ahead) if task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await self._reader.aclose()
+        if self._ahead is not None:
+            self._ahead.cancel()
+            await asyncio.gather(self._ahead, return_exceptions=True)
+        await self._messages.__aexit__(kind, error, trace)
 
     async def batch(self, most: int) -> Batch:
         """What is to be written next, as soon as that is due."""
         if self._given:
             self._rest = max(WITHIN, _CALM * (time.monotonic() - self._given))
         while not self._is_full() and self._patience() != 0:
-            if self._coming is None:
-                self._coming = asyncio.create_task(self._reader.some(_TAKEN), name="messages to be archived")
-            await asyncio.wait({self._coming}, timeout=self._patience())
-            if self._coming.done():
-                records, self._coming = self._coming.result(), None
-                for record in records:
-                    self._add(record)
+            for record in await self._messages.some(self._patience()):
+                self._add(record)
         self._given = time.monotonic()
         return self._taken()
 
     async def until(self, target: int, most: int) -> AsyncIterator[Batch]:
         """What is to be written up to sequence ``target``. While one batch is written, the next one is read."""
-        records = self._reader.until(target)
+        records = self._messages.until(target)
         while True:
             if self._ahead is None:
                 self._ahead = asyncio.create_task(self._fill(records), name="messages to be archived")

@@ -11,10 +11,11 @@ from collections.abc import AsyncIterator
 from hashlib import blake2b
 from typing import NamedTuple
 
-from agentfield.codec import EVENT_HEADER, EVENT_ID, OPERATION, Record, is_delete
+from agentfield.codec import Record, is_delete
 from agentfield.errors import InvalidInputError, UnavailableError
 from agentfield.fabric.bucket import Bucket
 from agentfield.fabric.topology import provision
+from agentfield.header import EVENT_HEADER, EVENT_ID, OPERATION
 from agentfield.scope import RESOLUTION, ScopeKind, check_scope_kind
 from projections.source import Source
 

@@ -7,7 +7,6 @@ without a gap, and none waits for longer than it may while somebody seals.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from itertools import pairwise
 from types import TracebackType
@@ -18,8 +17,9 @@ from agentfield.audit.chain import digest_of
 from agentfield.audit.checking import check_live
 from agentfield.audit.nkey import Signer
 from agentfield.audit.seal import MAX_EVENTS, Seal
-from agentfield.audit.source import Live, stored_of
+from agentfield.audit.source import stored_of
 from agentfield.codec import Record
+from projections.messages import Messages
 from projections.projection import Projection
 from projections.runner import Runner, Verdict
 from projections.source import EVERY_MESSAGE, Batch, Source
@@ -28,8 +28,6 @@ from projections.stores.seals import KIND, NAME, NEVER, Message, SealStore, Seal
 EVERY: Final = 1000
 WITHIN: Final = 60.0
 """Events, and seconds after the first of them, after which they are sealed, whichever comes first."""
-_TAKEN: Final = 500
-"""Messages taken over at a time."""
 
 
 class Seals(Projection):
@@ -101,45 +99,30 @@ class Stretches:
 
     def __init__(self, source: Source, start: int, *, every: int, within: float) -> None:
         self._source = source
-        self._start = start
-        self._live = Live(source.fabric)
-        self._reader = self._live.reader(start)
+        self._messages = Messages(source, start)  # what a trimmed log has kept of before, is sealed, or never was
         self._every = every
         self._within = within
         self._pending: list[Message] = []
         self._gap = 0
-        self._coming: asyncio.Task[list[Record]] | None = None
 
     async def __aenter__(self) -> Self:
-        await self._source.fabric.log.state()
-        complete = self._source.fabric.log.held.complete
-        if self._start < complete:  # what a trimmed log has kept of before, is sealed already, or never was
-            self._reader = self._live.reader(complete)
-        await self._reader.__aenter__()
+        await self._messages.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._coming is not None:
-            self._coming.cancel()
-            await asyncio.gather(self._coming, return_exceptions=True)
-        await self._reader.aclose()
+        await self._messages.__aexit__(kind, error, trace)
 
     async def batch(self, most: int) -> Batch:
         """What the next seal is of, as soon as that is due."""
         while not self._is_full() and self._patience() != 0:
-            if self._coming is None:
-                self._coming = asyncio.create_task(self._reader.some(_TAKEN), name="messages to be sealed")
-            await asyncio.wait({self._coming}, timeout=self._patience())
-            if self._coming.done():
-                records, self._coming = self._coming.result(), None
-                self._add(records)
+            self._add(await self._messages.some(self._patience()))
         return self._taken()
 
     async def until(self, target: int, most: int) -> AsyncIterator[Batch]:
         """What is to be sealed up to sequence ``target``, a seal each, the last one as far as it goes."""
-        async for record in self._reader.until(target):
+        async for record in self._messages.until(target):
             self._add([record])
             while self._is_full():
                 yield self._taken()
@@ -161,7 +144,7 @@ class Stretches:
         """Seconds for which what is pending may still wait; None if nothing is pending."""
         if not self._pending:
             return None
-        return max(0.0, self._within - (self._live.now() - self._pending[0].timestamp) / 1e9)
+        return max(0.0, self._within - (self._source.fabric.log.now() - self._pending[0].timestamp) / 1e9)
 
     def _taken(self) -> Batch:
         count = min(self._every, self._gap or self._every)

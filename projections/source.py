@@ -15,17 +15,18 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Final, Protocol, Self
 
-from agentfield.codec import EVENT_HEADER, EVENT_ID, Record, reference_of
+from agentfield.codec import Record, reference_of
 from agentfield.errors import DecodeError, HistoryTruncatedError, InvalidInputError
 from agentfield.event import Event
 from agentfield.execution import new_id
+from agentfield.fabric.appending import Conflict
 from agentfield.fabric.consumers.consumer import PinnedConsumer
 from agentfield.fabric.consumers.consuming import ConsumerSpec
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.faults import Fault, ServerFault, Verdict, error_of
 from agentfield.fabric.jetstream import PATIENCE, api
-from agentfield.fabric.log import Conflict
 from agentfield.fabric.reader import Reader
+from agentfield.header import EVENT_HEADER, EVENT_ID
 from agentfield.memory.connecting import open_fabric
 from agentfield.memory.previous import PreviousTable
 from agentfield.memory.resolving import Resolver

@@ -16,10 +16,10 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from agentfield.amount import number_of
-from agentfield.codec import EVENT_ID
 from agentfield.errors import AgentFieldError, ClosedError, InvalidInputError, OutcomeUnknownError, UnavailableError
 from agentfield.execution import Execution, current, new_id, to_headers
 from agentfield.fabric.fabric import Fabric
+from agentfield.header import EVENT_ID
 from agentfield.naming import shown
 from agentfield.value import encode_value
 

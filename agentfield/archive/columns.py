@@ -13,9 +13,10 @@ from datetime import UTC, datetime, timedelta
 from types import ModuleType
 from typing import Any, Final, NamedTuple
 
-from agentfield.codec import EVENT_HEADER, EVENT_ID, OPERATION, Record, decode_outline
+from agentfield.codec import Record, decode_outline
 from agentfield.errors import DecodeError, InvalidInputError
 from agentfield.fabric.wire.client import ExactHeaders
+from agentfield.header import EVENT_HEADER, EVENT_ID, OPERATION
 from agentfield.subject import Subjects
 
 STORED: Final = ("revision", "time", "subject", "id", "headers", "payload")

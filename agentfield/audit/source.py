@@ -12,12 +12,14 @@ from contextlib import aclosing
 from agentfield.audit.chain import Stored
 from agentfield.audit.seal import SignedSeal
 from agentfield.audit.verifying import Extent
-from agentfield.codec import EVENT_ID, Record
+from agentfield.codec import Record
 from agentfield.errors import InvalidInputError
+from agentfield.fabric.appending import Conflict
 from agentfield.fabric.fabric import Fabric
-from agentfield.fabric.log import Conflict, Log
+from agentfield.fabric.log import Log
 from agentfield.fabric.reader import Reader
 from agentfield.fabric.wire.client import ExactHeaders
+from agentfield.header import EVENT_ID
 from agentfield.scope import Scope
 from agentfield.subject import Subjects
 

@@ -17,14 +17,16 @@ from typing import NamedTuple
 import orjson
 
 from agentfield.amount import number_of
-from agentfield.codec import EVENT_ID, Record
+from agentfield.codec import Record
 from agentfield.errors import ClosedError, InvalidInputError, OutcomeUnknownError, UnavailableError
 from agentfield.execution import new_id
+from agentfield.fabric.appending import EXPECTED, EXPECTED_ON, Conflict
 from agentfield.fabric.faults import Fault, NoAnswerFault, NoRespondersFault, ServerFault, Verdict, error_of
 from agentfield.fabric.jetstream import ATTEMPT, backoff
-from agentfield.fabric.log import EXPECTED, EXPECTED_ON, Conflict, Log
+from agentfield.fabric.log import Log
 from agentfield.fabric.topology import DUPLICATE_WINDOW
 from agentfield.fabric.wire.connection import Connection
+from agentfield.header import EVENT_ID
 
 logger = logging.getLogger("agentfield.log")
 

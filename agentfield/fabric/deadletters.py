@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
-from agentfield.codec import EVENT_ID, Record, encode_event
+from agentfield.codec import Record
 from agentfield.event import Writer
 from agentfield.execution import new_id
 from agentfield.fabric import records
@@ -20,6 +20,7 @@ from agentfield.fabric.jetstream import api
 from agentfield.fabric.log import Log
 from agentfield.fabric.reader import Reader
 from agentfield.fabric.topology import Topology
+from agentfield.header import EVENT_ID, encode_event
 
 _TOKENS = 4
 """Of a letter's subject: ``<namespace>.deadletters.<agent>.<handler>``."""

@@ -1,15 +1,15 @@
 """Requests to the server's JetStream API, with its errors as :class:`ServerFault` and bounded patience.
 
-Owns: the encoding of API requests and the decision which answers are worth asking again. Must not know: which streams
-exist. Source of the subjects and shapes: the server's JetStream API (ADR-1).
+Owns: the encoding of API requests, the decision which answers are worth asking again, and how often and how long. Must
+not know: which streams exist. Source of the subjects and shapes: the server's JetStream API (ADR-1).
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
 
 import orjson
 
@@ -18,6 +18,8 @@ from agentfield.fabric.faults import NoAnswerFault, NoRespondersFault, ServerFau
 from agentfield.fabric.wire.client import DESCRIPTION
 from agentfield.fabric.wire.connection import Connection
 from agentfield.fabric.wire.message import Message
+
+T = TypeVar("T")
 
 API = "$JS.API"
 ATTEMPT = 3.0
@@ -51,25 +53,54 @@ async def api(
     verdict is RETRY, up to ``patience`` seconds; then raises the last fault, or :class:`UnavailableError` if there was
     no connection. A :class:`ServerFault` of any other verdict is raised at once.
     """
+    payload = orjson.dumps(body) if body is not None else b""
+    return await patiently(lambda limit: _answer(connection, f"{API}.{subject}", payload, None, limit), patience)
+
+
+async def publish(
+    connection: Connection,
+    subject: str,
+    payload: bytes,
+    headers: dict[str, str],
+    *,
+    patience: float,
+    attempt: float = ATTEMPT,
+) -> dict[str, Any]:
+    """Have a stream store a message that may be sent again; return its acknowledgement. Raises as :func:`api`."""
+    return await patiently(lambda limit: _answer(connection, subject, payload, headers, limit), patience, attempt)
+
+
+async def patiently(ask: Callable[[float], Awaitable[T]], patience: float, attempt: float = ATTEMPT) -> T:
+    """What ``ask`` gives, which is told how many seconds it may take, and is asked again while nobody answers.
+
+    So it is while the connection is away, and while the server's verdict is RETRY; up to ``patience`` seconds, and then
+    the last of these is raised. Whatever else is raised, is raised at once. One try takes ``attempt`` seconds at most.
+    """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + patience
-    payload = orjson.dumps(body) if body is not None else b""
-    attempt = 0
+    tries = 0
     while True:
-        remaining = deadline - loop.time()
         fault: ServerFault | NoAnswerFault | NoRespondersFault | UnavailableError
         try:
-            message = await connection.request(f"{API}.{subject}", payload, timeout=max(0.001, min(ATTEMPT, remaining)))
-            answer: dict[str, Any] = orjson.loads(message.payload)
-            if "error" not in answer:
-                return answer
-            fault = ServerFault.of(answer["error"])
-            if fault.verdict is not Verdict.RETRY:
-                raise fault
+            return await ask(min(attempt, max(0.001, deadline - loop.time())))
         except (NoAnswerFault, NoRespondersFault, UnavailableError) as caught:
             fault = caught
-        pause = backoff(attempt)
-        attempt += 1
+        except ServerFault as caught:
+            if caught.verdict is not Verdict.RETRY:
+                raise
+            fault = caught
+        pause = backoff(tries)
+        tries += 1
         if loop.time() + pause >= deadline:
             raise fault
         await asyncio.sleep(pause)
+
+
+async def _answer(
+    connection: Connection, subject: str, payload: bytes, headers: dict[str, str] | None, limit: float
+) -> dict[str, Any]:
+    message = await connection.request(subject, payload, headers, timeout=limit)
+    answer: dict[str, Any] = orjson.loads(message.payload)
+    if "error" in answer:
+        raise ServerFault.of(answer["error"])
+    return answer

@@ -19,7 +19,7 @@ from weakref import WeakValueDictionary
 
 import orjson
 
-from agentfield.codec import EVENT_ID, Record
+from agentfield.codec import Record
 from agentfield.envelope import KEY_BYTES, DataKey
 from agentfield.errors import AgentFieldError, ConflictError, InvalidInputError, UnavailableError
 from agentfield.execution import new_id
@@ -31,6 +31,7 @@ from agentfield.fabric.topology import Topology
 from agentfield.fabric.wire.connection import Connection, ConnectionState
 from agentfield.fabric.wire.message import Message
 from agentfield.fabric.wire.subscription import Subscription
+from agentfield.header import EVENT_ID
 from agentfield.privacy import Per, PrivacyPolicy, Vault
 from agentfield.subject import Subjects
 

@@ -21,8 +21,8 @@ from agentfield.codec import Record
 from agentfield.errors import AgentFieldError, UnavailableError
 from agentfield.execution import new_id
 from agentfield.fabric import records
-from agentfield.fabric.faults import NO_MESSAGE, Fault, NoAnswerFault, NoRespondersFault, ServerFault, error_of
-from agentfield.fabric.jetstream import API, PATIENCE, api, backoff
+from agentfield.fabric.faults import NO_MESSAGE, Fault, ServerFault, error_of
+from agentfield.fabric.jetstream import API, PATIENCE, api, patiently
 from agentfield.fabric.reader import Reader
 from agentfield.fabric.topology import Topology
 from agentfield.fabric.upload import ATTEMPT, IN_FLIGHT, OutOfOrderFault, Upload, chunks_subject, meta_subject
@@ -148,24 +148,16 @@ class Objects:
     async def _some_chunks(self, subject: str, start: int) -> list[Record]:
         """The next few messages of a subject, by whichever replica answers."""
         body = orjson.dumps({"next_by_subj": subject, "seq": start, "batch": IN_FLIGHT})
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._timeout
-        attempt = 0
-        while True:
-            fault: Fault | UnavailableError
-            try:
-                limit = min(ATTEMPT, max(0.001, deadline - loop.time()))
-                answer = await self._connection.request_many(
-                    f"{API}.DIRECT.GET.{self._stream}", body, timeout=limit, last=_is_end
-                )
-                return [records.of_direct(message) for message in answer[:-1]]
-            except (NoAnswerFault, NoRespondersFault, UnavailableError) as caught:
-                fault = caught
-            pause = backoff(attempt)
-            attempt += 1
-            if loop.time() + pause >= deadline:
-                raise error_of(fault, "reading a large value")
-            await asyncio.sleep(pause)
+        direct = f"{API}.DIRECT.GET.{self._stream}"
+        try:
+            answer = await patiently(
+                lambda limit: self._connection.request_many(direct, body, timeout=limit, last=_is_end),
+                self._timeout,
+                ATTEMPT,
+            )
+        except (Fault, UnavailableError) as fault:
+            raise error_of(fault, "reading a large value") from None
+        return [records.of_direct(message) for message in answer[:-1]]
 
     async def _leaders_chunk(self, subject: str, start: int) -> list[Record]:
         """The next message of a subject, by the word of the leader."""

@@ -1,9 +1,9 @@
 """Reading a slice of a stream in order, or following it, through a consumer that leaves nothing behind.
 
-Owns: ephemeral ordered consumers: created on demand, recreated after the last event seen when the server lost them or
-skipped one, deleted at the end (and by the server after 30 s of silence, should we die). Must not know: what the events
-mean. Invariant: every matching event once, in order, no gap, whatever happens to the connection meanwhile; and from a
-reader that is asked to be gapless, not even one that comes of events being taken out of the stream before it read them.
+Owns: the pulls, and making another consumer after the last event seen when the server lost ours or skipped one. Must
+not know: what the events mean. Invariant: every matching event once, in order, no gap, whatever happens to the
+connection meanwhile; and from a reader that is asked to be gapless, not even one that comes of events being taken out
+of the stream before it read them.
 """
 
 from __future__ import annotations
@@ -12,16 +12,18 @@ import asyncio
 import logging
 import uuid
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from typing import Any, Self
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import Self
 
 import orjson
 
 from agentfield.codec import Record
-from agentfield.errors import ClosedError, NotFoundError, ResyncRequired, UnavailableError
+from agentfield.errors import ClosedError, ResyncRequired, UnavailableError
 from agentfield.fabric import records
-from agentfield.fabric.faults import NO_MESSAGE, Fault, NoAnswerFault, ServerFault, error_of
-from agentfield.fabric.jetstream import API, PATIENCE, api, backoff, ends_pull
+from agentfield.fabric.ephemeral import Ephemeral
+from agentfield.fabric.faults import Fault, NoAnswerFault
+from agentfield.fabric.jetstream import API, PATIENCE, backoff, ends_pull
+from agentfield.fabric.slice import Slice
 from agentfield.fabric.trimmed import lost_to
 from agentfield.fabric.wire.client import DESCRIPTION
 from agentfield.fabric.wire.connection import Connection, ConnectionState
@@ -37,14 +39,8 @@ _EXPIRES = 2.0
 _SILENCE = 5.0
 _LOOK = 10.0
 """Seconds between looks at whether the leader has something that does not come."""
-_MOMENT = 2.0
-"""Seconds that whoever is being cancelled may take for what must not be left half done."""
 _PAUSE = 0.2
 """Seconds without an open pull after which events may have been stored, and taken out again, behind our back."""
-_PLACED = 6.0
-"""Seconds in which a cluster that has a leader has made a consumer."""
-_INACTIVE = 30_000_000_000
-"""Nanoseconds after which the server removes a consumer nobody pulls from."""
 
 
 class Reader:
@@ -72,7 +68,8 @@ class Reader:
     ) -> None:
         self._connection = connection
         self._stream = stream
-        self._filters = list(filters)
+        self._slice = Slice(connection, stream, filters, patience=patience)
+        self._consumer = Ephemeral(self._slice)
         self._next = max(1, start)
         self._last_per_subject = last_per_subject
         self._gapless = gapless
@@ -80,7 +77,6 @@ class Reader:
         self._sound = 0
         self._exact = exact
         self._patience = patience
-        self._name = ""
         self._expected = 1
         self._inbox = f"_INBOX.{uuid.uuid4().hex}"
         self._pull = 0
@@ -93,7 +89,7 @@ class Reader:
         self._began_at = 0
         self._made = 0
         self._looked = 0.0
-        self._missed = 0
+        self._missed: int | None = None
         self._closed = False
         self._lost = False
         self._closing = asyncio.Lock()
@@ -131,40 +127,15 @@ class Reader:
                 self._forget_listener()
             if self._subscription is not None:
                 await self._subscription.unsubscribe()
-            await self._delete()
+            await self._consumer.delete()
             if self._forget_closing is not None:  # not before: until then, the connection must wait for it
                 self._forget_closing()
 
-    async def _delete(self) -> None:
-        name, self._name = self._name, ""
-        if not name or self._connection.state != "connected":
-            return
-        subject = f"{API}.CONSUMER.DELETE.{self._stream}.{name}"
-        try:
-            if self._connection.hears:
-                await self._connection.request(subject, timeout=2.0)
-            else:
-                await self._connection.publish(subject)  # it goes out before the connection closes
-        except (Fault, UnavailableError, ClosedError) as error:
-            logger.debug("deleting consumer %s: %s", name, error)
-
     async def _create(self) -> None:
-        config: dict[str, Any] = {
-            "ack_policy": "none",
-            "mem_storage": True,
-            "num_replicas": 1,
-            "inactive_threshold": _INACTIVE,
-        }
-        if self._filters:
-            config["filter_subjects"] = self._filters
-        if self._last_per_subject:
-            config["deliver_policy"] = "last_per_subject"
-        else:
-            config |= {"deliver_policy": "by_start_sequence", "opt_start_seq": self._next}
-        answer = await self._placed(config)
+        answer = await self._consumer.create(None if self._last_per_subject else self._next)
         if self._last_per_subject:
             self._next = 1
-            self._began_at = int((await self._ask(f"STREAM.INFO.{self._stream}"))["state"]["last_seq"])
+            self._began_at = int((await self._slice.info())["state"]["last_seq"])
         self._expected = 1
         self._pending = int(answer.get("num_pending", 0))
         self._made = records.nanoseconds_of(answer["created"])
@@ -174,44 +145,9 @@ class Reader:
         self._arrived.clear()
         self._owed = 0
 
-    async def _placed(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """The answer to the request that makes the consumer.
-
-        A cluster may put it on a server that is gone, and then never answers: another one is asked for after a while.
-        """
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._patience
-        while True:
-            name = f"reader-{uuid.uuid4().hex}"
-            body = {"stream_name": self._stream, "config": {**config, "name": name}, "action": "create"}
-            left = max(0.001, deadline - loop.time())
-            patience = min(_PLACED, left) if self._connection.clustered else left
-            self._name = name  # from here on it may exist, whether or not the answer is waited for
-            try:
-                return await self._created(f"CONSUMER.CREATE.{self._stream}.{name}", body, patience)
-            except UnavailableError as error:
-                if patience == left:
-                    raise
-                logger.debug("reader of %s: %s; asking for another consumer", self._stream, error)
-
-    async def _created(self, subject: str, body: Mapping[str, Any], patience: float) -> dict[str, Any]:
-        """The answer to one such request; whoever is cancelled meanwhile waits for it for a moment.
-
-        A deletion that was sent right after it might be worked on before it, and the consumer would stay.
-        """
-        asking = asyncio.ensure_future(self._ask(subject, body, patience))
-        try:
-            return await asyncio.shield(asking)
-        except asyncio.CancelledError:
-            await asyncio.wait({asking}, timeout=_MOMENT)
-            raise
-        finally:
-            asking.cancel()
-            await asyncio.gather(asking, return_exceptions=True)
-
     async def _check_start(self) -> None:
         """Raise :class:`ResyncRequired` if the stream begins after the next sequence that we have still to give."""
-        info = await self._ask(f"STREAM.INFO.{self._stream}")
+        info = await self._slice.info()
         first = lost_to(info["config"], info["state"], self._made)
         if first > self._next:
             raise ResyncRequired(requested=self._next, first_available=first)
@@ -278,7 +214,7 @@ class Reader:
         if self._closed:
             raise ClosedError("this reader is closed")
         while self._next <= target and self._pending == 0:
-            if await self._nothing_left(self._next, target):
+            if await self._slice.nothing_left(self._next, target):
                 return True
             pause = backoff(attempt)
             attempt += 1
@@ -287,33 +223,6 @@ class Reader:
             await asyncio.sleep(pause)
             await self._recover(deadline)
         return self._next > target
-
-    async def _nothing_left(self, start: int, stop: int) -> bool:
-        """Whether no event matches from sequence ``start`` to ``stop``, by the word of the stream's leader.
-
-        A lone server is its own leader.
-        """
-        if not self._connection.clustered:
-            return True
-        answers = await asyncio.gather(*(self._first(subject, start) for subject in self._filters or [">"]))
-        return all(sequence is None or sequence > stop for sequence in answers)
-
-    async def _first(self, subject: str, start: int) -> int | None:
-        try:
-            answer = await self._ask(f"STREAM.MSG.GET.{self._stream}", {"seq": start, "next_by_subj": subject})
-        except NotFoundError:
-            return None
-        return int(answer["message"]["seq"])
-
-    async def _ask(
-        self, subject: str, body: Mapping[str, Any] | None = None, patience: float | None = None
-    ) -> dict[str, Any]:
-        try:
-            return await api(self._connection, subject, body, patience=self._patience if patience is None else patience)
-        except Fault as fault:
-            if isinstance(fault, ServerFault) and fault.err_code == NO_MESSAGE:
-                raise NotFoundError(str(fault)) from None
-            raise error_of(fault, f"reading {self._stream}") from None
 
     async def some(self, most: int) -> list[Record]:
         """The next events: those that have arrived, at least one and at most ``most``. Waits for the first.
@@ -331,7 +240,7 @@ class Reader:
 
     def _event_arrived(self) -> bool:
         """Whether the next delivery is there, so that to take it is not to wait."""
-        return bool(self._arrived) and f".{self._name}." in self._arrived[0].reply
+        return bool(self._arrived) and f".{self._consumer.name}." in self._arrived[0].reply
 
     async def block(self, target: int, most: int) -> list[Record]:
         """The next events up to sequence ``target``: those that have arrived, at most ``most``; none at the end.
@@ -380,10 +289,10 @@ class Reader:
                     if idle:
                         await self._look_for_lag()
                         if patience is not None:  # what was pending may have been deleted since, where that is possible
-                            info = await self._ask(f"CONSUMER.INFO.{self._stream}.{self._name}")
+                            info = await self._slice.ask(f"CONSUMER.INFO.{self._stream}.{self._consumer.name}")
                             self._pending = int(info["num_pending"])
                             return None
-                elif f".{self._name}." in message.reply:  # not from a consumer that was given up
+                elif f".{self._consumer.name}." in message.reply:  # not from a consumer that was given up
                     delivery = records.of_consumer(message)
                     if delivery.consumer_sequence != self._expected:
                         raise NoAnswerFault("the consumer skipped an event")
@@ -405,9 +314,8 @@ class Reader:
         if not self._connection.clustered or now < self._looked + _LOOK:
             return
         self._looked = now
-        answers = await asyncio.gather(*(self._first(subject, self._next) for subject in self._filters or [">"]))
-        left = min((sequence for sequence in answers if sequence is not None), default=0)
-        if left and left == self._missed:
+        left = await self._slice.first(self._next)
+        if left is not None and left == self._missed:
             raise NoAnswerFault(f"event {left} does not come")
         self._missed = left
 
@@ -431,7 +339,7 @@ class Reader:
         if asyncio.get_running_loop().time() > self.heard + _PAUSE:
             self._behind = True
         request = {"batch": _BATCH, "max_bytes": self._batch_bytes, "expires": int(_EXPIRES * 1e9)}
-        subject = f"{API}.CONSUMER.MSG.NEXT.{self._stream}.{self._name}"
+        subject = f"{API}.CONSUMER.MSG.NEXT.{self._stream}.{self._consumer.name}"
         await self._connection.publish(subject, orjson.dumps(request), reply=f"{self._inbox}.{self._pull}")
 
     def _end_of_pull(self, message: Message) -> None:
@@ -454,7 +362,7 @@ class Reader:
                 limit = self._patience if deadline is None else max(0.0, min(self._patience, deadline - loop.time()))
                 await self._connection.wait_connected(limit)
                 self._lost = False
-                await self._delete()
+                await self._consumer.delete()
                 await self._create()
             except UnavailableError as error:
                 logger.debug("reader of %s: %s", self._stream, error)

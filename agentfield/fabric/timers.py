@@ -20,8 +20,8 @@ import orjson
 
 from agentfield.errors import AgentFieldError, UnavailableError
 from agentfield.fabric import records
-from agentfield.fabric.faults import Fault, NoAnswerFault, NoRespondersFault, ServerFault, Verdict, error_of
-from agentfield.fabric.jetstream import API, ATTEMPT, PATIENCE, api, backoff
+from agentfield.fabric.faults import Fault, error_of
+from agentfield.fabric.jetstream import API, PATIENCE, api, publish
 from agentfield.fabric.topology import Topology
 from agentfield.fabric.wire.connection import Connection, ConnectionState
 from agentfield.fabric.wire.message import Message
@@ -72,28 +72,10 @@ class Timers:
             "Nats-Schedule": f"@at {moment}.{at % 1_000_000_000:09d}Z",
             "Nats-Schedule-Target": self._due + name,
         }
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._timeout
-        attempt = 0
-        while True:
-            fault: Fault | UnavailableError
-            try:
-                limit = min(ATTEMPT, max(0.001, deadline - loop.time()))
-                answer = orjson.loads(
-                    (await self._connection.request(self._at + name, payload, headers, timeout=limit)).payload
-                )
-                if "error" not in answer:
-                    return
-                fault = ServerFault.of(answer["error"])
-                if fault.verdict is not Verdict.RETRY:
-                    raise error_of(fault, f"setting the timer {name!r}")
-            except (NoAnswerFault, NoRespondersFault, UnavailableError) as caught:
-                fault = caught
-            pause = backoff(attempt)
-            attempt += 1
-            if loop.time() + pause >= deadline:
-                raise error_of(fault, f"setting the timer {name!r}")
-            await asyncio.sleep(pause)
+        try:
+            await publish(self._connection, self._at + name, payload, headers, patience=self._timeout)
+        except (Fault, UnavailableError) as fault:
+            raise error_of(fault, f"setting the timer {name!r}") from None
 
     async def names(self, kind: str) -> set[str]:
         """The names under ``kind`` that have a timer, waiting or due. Raises :class:`UnavailableError`."""

@@ -18,11 +18,11 @@ from typing import Any
 
 import orjson
 
-from agentfield.codec import EVENT_ID
 from agentfield.errors import UnavailableError
-from agentfield.fabric.faults import Fault, NoAnswerFault, NoRespondersFault, ServerFault, Verdict, error_of
-from agentfield.fabric.jetstream import api, backoff
+from agentfield.fabric.faults import Fault, error_of
+from agentfield.fabric.jetstream import api, publish
 from agentfield.fabric.wire.connection import Connection
+from agentfield.header import EVENT_ID
 from agentfield.reference import Reference, digest_text
 
 CHUNK = 128 * 1024
@@ -128,27 +128,11 @@ class Upload:
 
     async def _publish(self, subject: str, payload: bytes, headers: dict[str, str]) -> int:
         """Store one message, once however often it is tried; return its sequence in the store's stream."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._timeout
-        attempt = 0
-        while True:
-            fault: Fault | UnavailableError
-            try:
-                limit = min(ATTEMPT, max(0.001, deadline - loop.time()))
-                answer = await self._connection.request(subject, payload, headers, timeout=limit)
-                ack = orjson.loads(answer.payload)
-                if "error" not in ack:
-                    return int(ack["seq"])
-                fault = ServerFault.of(ack["error"])
-                if fault.verdict is not Verdict.RETRY:
-                    raise error_of(fault, _DOING)
-            except (NoAnswerFault, NoRespondersFault, UnavailableError) as caught:
-                fault = caught
-            pause = backoff(attempt)
-            attempt += 1
-            if loop.time() + pause >= deadline:
-                raise error_of(fault, _DOING)
-            await asyncio.sleep(pause)
+        try:
+            ack = await publish(self._connection, subject, payload, headers, patience=self._timeout, attempt=ATTEMPT)
+        except (Fault, UnavailableError) as fault:
+            raise error_of(fault, _DOING) from None
+        return int(ack["seq"])
 
 
 def _following(last: int, sequence: int) -> int:

@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from agentfield.amount import number_of
+from agentfield.fabric.appending import Conflict
 from agentfield.fabric.batch import MAX_BATCH, BatchItem, send_together
 from agentfield.fabric.bucket import Bucket
 from agentfield.fabric.facts import as_metadata, describe, facts_in
 from agentfield.fabric.faults import Fault, ServerFault, Verdict, error_of
 from agentfield.fabric.jetstream import ATTEMPT, api
-from agentfield.fabric.log import Conflict
 from agentfield.fabric.topology import REPLICAS
 from agentfield.fabric.wire.connection import Connection
 
@@ -73,7 +73,7 @@ class ViewBucket(Bucket):
     async def write(self, items: Sequence[BatchItem]) -> int:
         """Store all items or none; return the sequence of the last.
 
-        Raises :class:`~agentfield.fabric.log.Conflict` if an expectation does not hold, and
+        Raises :class:`~agentfield.fabric.appending.Conflict` if an expectation does not hold, and
         UnavailableError if there was no answer: then the items may be stored, or not.
         """
         try:

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from agentfield import execution
-from agentfield.codec import EVENT_ID, Record, decode_outline
+from agentfield.codec import Record, decode_outline
 from agentfield.effects import Effects
 from agentfield.errors import DecodeError
 from agentfield.event import Event, Writer
 from agentfield.execution import Execution, Seen
 from agentfield.fabric.fabric import Fabric
+from agentfield.header import EVENT_ID
 from agentfield.memory.resolving import Resolver
 
 End = Literal["root", "foreign", "trimmed", "missing", "unknown"]

@@ -14,13 +14,14 @@ from typing import NamedTuple
 from agentfield.codec import Record, decode_outline, is_delete
 from agentfield.errors import ConflictError, DecodeError, InvalidInputError, UnavailableError
 from agentfield.event import Reason, Writer
+from agentfield.fabric.appending import Conflict
 from agentfield.fabric.batch import Expectation
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.jetstream import backoff
-from agentfield.fabric.log import Conflict
 from agentfield.memory.lifetime import Lifetimes, Periods
+from agentfield.memory.preparing import Write, prepare
 from agentfield.memory.state import is_live
-from agentfield.memory.writing import Write, prepare, store, store_together
+from agentfield.memory.writing import store, store_together
 from agentfield.pattern import Pattern
 from agentfield.scope import Scope
 

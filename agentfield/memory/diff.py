@@ -11,9 +11,10 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 import orjson
 from pydantic import BaseModel, ConfigDict
 
-from agentfield.codec import EVENT_HEADER, Record, encode_value, reference_of
+from agentfield.codec import Record, reference_of
 from agentfield.event import Entry
 from agentfield.fabric.fabric import Fabric
+from agentfield.header import EVENT_HEADER
 from agentfield.memory.addressing import AnyScope
 from agentfield.memory.moment import Instant, Moment
 from agentfield.memory.past import whole
@@ -21,6 +22,7 @@ from agentfield.memory.resolving import Resolver
 from agentfield.memory.state import live_entries
 from agentfield.pattern import Pattern
 from agentfield.scope import RESOLUTION, ScopeKind
+from agentfield.value import encode_value
 
 
 class Change(BaseModel):

@@ -12,19 +12,18 @@ import asyncio
 import os
 from collections.abc import Sequence
 from random import choice
-from typing import TYPE_CHECKING, overload
+from typing import overload
 
-from agentfield.codec import EVENT_HEADER, EVENT_ID, OPERATION, Record, encrypted_by, encrypts
+from agentfield.codec import Record, encrypted_by
 from agentfield.envelope import NONCE_BYTES, DataKey, WrongEnvelope, close_up, open_up
 from agentfield.errors import DecodeError
 from agentfield.fabric.batch import Expectation
 from agentfield.fabric.fabric import Fabric
+from agentfield.header import EVENT_HEADER, EVENT_ID, OPERATION, encrypts
 from agentfield.memory.placing import is_large
+from agentfield.memory.preparing import Write
 from agentfield.privacy import Encryption, Per, Vault, vault_of
 from agentfield.reference import check_size
-
-if TYPE_CHECKING:  # which stands on this module
-    from agentfield.memory.writing import Write
 
 _LANES = 32
 """Subjects of which a write to a scope checks one: more would only make erasures dearer, by an event each."""

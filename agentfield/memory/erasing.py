@@ -22,24 +22,27 @@ import orjson
 from pydantic import BaseModel, ConfigDict
 
 from agentfield.amount import number_of
-from agentfield.codec import Record, encode_event, encode_value, encrypted_by, is_delete
+from agentfield.codec import Record, encrypted_by, is_delete
 from agentfield.errors import DecodeError, InvalidInputError, UnavailableError
 from agentfield.event import Writer
 from agentfield.execution import new_id
+from agentfield.fabric.appending import Conflict
 from agentfield.fabric.batch import BatchItem, append_batch
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.jetstream import backoff
 from agentfield.fabric.keys import StoredKey
-from agentfield.fabric.log import Conflict
+from agentfield.header import encode_event
 from agentfield.memory import views
 from agentfield.memory.addressing import AnyScope
 from agentfield.memory.clearing import delete_each, is_to_go
 from agentfield.memory.encrypting import condemnations
 from agentfield.memory.lifetime import Lifetimes
-from agentfield.memory.writing import prepare, store
+from agentfield.memory.preparing import prepare
+from agentfield.memory.writing import store
 from agentfield.pattern import Pattern
 from agentfield.privacy import RECEIPT, is_reserved, vault_of
 from agentfield.scope import GLOBAL, ScopeKind
+from agentfield.value import encode_value
 from agentfield.version import __version__
 
 logger = logging.getLogger("agentfield.erasing")

@@ -22,7 +22,7 @@ from agentfield.fabric.timers import Due, Worker
 from agentfield.memory.clearing import BATCH, delete_all, delete_each, is_to_go
 from agentfield.memory.lifetime import Periods, timer_name
 from agentfield.memory.sweeping import SWEEP, ensure_sweeps, sweep
-from agentfield.memory.writing import set_timers, timed_subjects
+from agentfield.memory.timing import set_timers, timed_subjects
 from agentfield.scope import Scope, check_scope_kind, scope_id
 
 logger = logging.getLogger("agentfield.expiry")

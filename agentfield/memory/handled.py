@@ -12,14 +12,15 @@ from typing import NamedTuple
 
 import orjson
 
-from agentfield.codec import Record, encode_event
+from agentfield.codec import Record
 from agentfield.effects import Effects
 from agentfield.errors import DecodeError, InvalidInputError
 from agentfield.event import Writer
 from agentfield.execution import new_id
 from agentfield.fabric.batch import Expectation
 from agentfield.fabric.fabric import Fabric
-from agentfield.memory.writing import Write
+from agentfield.header import encode_event
+from agentfield.memory.preparing import Write
 from agentfield.scope import GLOBAL
 
 

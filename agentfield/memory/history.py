@@ -14,12 +14,13 @@ from datetime import datetime
 from functools import partial
 from typing import NamedTuple
 
-from agentfield.codec import EVENT_HEADER, Record, decode_outline
+from agentfield.codec import Record, decode_outline
 from agentfield.errors import DecodeError, HistoryTruncatedError, InvalidInputError
 from agentfield.event import Event, Writer
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.reading.backwards import backwards, in_blocks
 from agentfield.fabric.reading.few import read_each, subjects_of
+from agentfield.header import EVENT_HEADER
 from agentfield.memory.addressing import AnyScope, address
 from agentfield.memory.moment import check_point
 from agentfield.memory.previous import PreviousTable

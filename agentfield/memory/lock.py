@@ -21,7 +21,7 @@ import orjson
 
 from agentfield import execution
 from agentfield.amount import check_span
-from agentfield.codec import EVENT_ID, Record, encode_event, is_delete
+from agentfield.codec import Record, is_delete
 from agentfield.errors import (
     AgentFieldError,
     InvalidInputError,
@@ -30,9 +30,10 @@ from agentfield.errors import (
     UnavailableError,
 )
 from agentfield.event import Writer
+from agentfield.fabric.appending import Conflict
 from agentfield.fabric.batch import Expectation
 from agentfield.fabric.fabric import Fabric
-from agentfield.fabric.log import Conflict
+from agentfield.header import EVENT_ID, encode_event
 from agentfield.memory.state import is_live
 from agentfield.scope import Scope
 

@@ -16,15 +16,16 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from agentfield.amount import check_count, check_span, number_of
-from agentfield.codec import EVENT_ID, check_ttl
 from agentfield.errors import AgentFieldError, InvalidInputError, OutcomeUnknownError, UnavailableError
 from agentfield.event import Operation, Writer
 from agentfield.execution import new_id
 from agentfield.fabric.fabric import Fabric
+from agentfield.header import EVENT_ID, check_ttl
 from agentfield.key import check_key
 from agentfield.memory.addressing import Place, write_scope
 from agentfield.memory.lifetime import Lifetimes
-from agentfield.memory.writing import Write, prepare, store
+from agentfield.memory.preparing import Write, prepare
+from agentfield.memory.writing import store
 from agentfield.schema import Schemas, Stamp
 from agentfield.scope import Scope
 

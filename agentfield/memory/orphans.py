@@ -15,11 +15,12 @@ from typing import NamedTuple
 import orjson
 
 from agentfield.amount import number_of
-from agentfield.codec import EVENT_HEADER, Record, encode_event
+from agentfield.codec import Record
 from agentfield.errors import UnavailableError
 from agentfield.event import Writer
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.objects import ObjectInfo
+from agentfield.header import EVENT_HEADER, encode_event
 
 logger = logging.getLogger("agentfield.sweep")
 

@@ -11,10 +11,10 @@ import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from agentfield.codec import refer
 from agentfield.errors import AgentFieldError
 from agentfield.fabric.batch import Expectation
 from agentfield.fabric.fabric import Fabric
+from agentfield.header import refer
 from agentfield.memory.orphans import Orphan, collect, condemnation
 from agentfield.scope import Scope
 

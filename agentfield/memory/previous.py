@@ -12,9 +12,10 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 
-from agentfield.codec import EVENT_HEADER, OPERATION, Record, is_delete, needed_to_decode
+from agentfield.codec import Record, is_delete, needed_to_decode
 from agentfield.fabric.log import Log
 from agentfield.fabric.reading.asof import last_as_of
+from agentfield.header import EVENT_HEADER, OPERATION
 
 MAX_KEYS = 20_000
 MAX_BYTES = 32 * 1024 * 1024

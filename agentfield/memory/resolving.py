@@ -10,22 +10,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from agentfield.codec import (
-    EVENT_HEADER,
-    Record,
-    decode_data,
-    decode_entry,
-    decode_event,
-    had_run_out,
-    reference_of,
-    validate_as,
-)
+from agentfield.codec import Record, decode_data, decode_entry, decode_event, had_run_out, reference_of
 from agentfield.errors import DecodeError
 from agentfield.event import Entry, Event
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.objects import CorruptObject, MissingObject
+from agentfield.header import EVENT_HEADER
 from agentfield.memory.encrypting import known, opened
 from agentfield.schema import Schemas
+from agentfield.value import validate_as
 
 
 class Resolver:

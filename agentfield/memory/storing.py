@@ -9,12 +9,14 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any
 
-from agentfield.codec import EVENT_ID, Record
+from agentfield.codec import Record
 from agentfield.errors import ConflictError, NotFoundError
 from agentfield.fabric.fabric import Fabric
+from agentfield.header import EVENT_ID
 from agentfield.memory.base import Base
 from agentfield.memory.encrypting import known
-from agentfield.memory.writing import Write, store
+from agentfield.memory.preparing import Write
+from agentfield.memory.writing import store
 from agentfield.scope import Scope
 
 

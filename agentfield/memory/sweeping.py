@@ -17,7 +17,7 @@ from agentfield.errors import DecodeError
 from agentfield.fabric.bucket import Bucket
 from agentfield.fabric.fabric import Fabric
 from agentfield.memory.orphans import OBJECTS, sweep_objects
-from agentfield.memory.writing import set_timers
+from agentfield.memory.timing import set_timers
 from agentfield.scope import GLOBAL, RESOLUTION
 
 logger = logging.getLogger("agentfield.sweep")

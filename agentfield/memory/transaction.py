@@ -12,22 +12,24 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, Self
 
-from agentfield.codec import EVENT_ID, OPERATION, Record
+from agentfield.codec import Record
 from agentfield.effects import Effects, ids_in_batch
 from agentfield.errors import ConflictError, InvalidInputError, OutcomeUnknownError, UnavailableError
 from agentfield.event import Writer
 from agentfield.execution import Seen
+from agentfield.fabric.appending import Conflict
 from agentfield.fabric.batch import MAX_BATCH, Expectation
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.jetstream import backoff
-from agentfield.fabric.log import Conflict
+from agentfield.header import EVENT_ID, OPERATION
 from agentfield.memory.addressing import Place, read_scopes, write_scope
 from agentfield.memory.encrypting import known
 from agentfield.memory.handled import Marker
 from agentfield.memory.lifetime import Lifetimes
+from agentfield.memory.preparing import Write, prepare
 from agentfield.memory.resolving import Resolver
 from agentfield.memory.state import is_live
-from agentfield.memory.writing import Write, prepare, store_together
+from agentfield.memory.writing import store_together
 from agentfield.schema import Schemas, Stamp
 from agentfield.scope import Scope
 

@@ -13,9 +13,9 @@ from pydantic import RootModel
 from agentfield.codec import expires_at_ns
 from agentfield.errors import ConflictError, InvalidInputError
 from agentfield.memory.addressing import write_scope
+from agentfield.memory.preparing import check_write, prepare
 from agentfield.memory.state import is_live
 from agentfield.memory.storing import Storing, last_record, place_of
-from agentfield.memory.writing import check_write, prepare
 
 UPDATE_TRIES = 1000
 """Rounds an update may lose against concurrent writers. One writer wins every round, so among n busy writers each waits

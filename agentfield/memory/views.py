@@ -19,21 +19,24 @@ from typing import Any, Literal
 
 import orjson
 
-from agentfield.codec import Record, decode_data, encode_event, encode_value, is_delete
+from agentfield.codec import Record, decode_data, is_delete
 from agentfield.errors import ConflictError, InvalidInputError, UnavailableError
 from agentfield.event import Writer
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.faults import NoAnswerFault, NoRespondersFault
 from agentfield.fabric.wire.connection import ConnectionState
 from agentfield.fabric.wire.message import Message
+from agentfield.header import encode_event
 from agentfield.memory.addressing import AnyScope
 from agentfield.memory.lifetime import Lifetimes
+from agentfield.memory.preparing import prepare
 from agentfield.memory.state import live_entries
-from agentfield.memory.writing import prepare, store
+from agentfield.memory.writing import store
 from agentfield.naming import shown
 from agentfield.pattern import Pattern
 from agentfield.privacy import VIEW
 from agentfield.scope import GLOBAL, Scope
+from agentfield.value import encode_value
 
 logger = logging.getLogger("agentfield.views")
 

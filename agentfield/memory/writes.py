@@ -13,27 +13,20 @@ from typing import Any
 from agentfield.effects import ids_in_batch
 from agentfield.errors import ConflictError, InvalidInputError, OutcomeUnknownError, UnavailableError
 from agentfield.execution import new_id
+from agentfield.fabric.appending import Conflict
 from agentfield.fabric.batch import MAX_BATCH, Expectation
 from agentfield.fabric.fabric import Fabric
-from agentfield.fabric.log import Conflict
 from agentfield.memory import clearing
 from agentfield.memory.addressing import write_scope
 from agentfield.memory.encrypting import all_known
 from agentfield.memory.lock import Lock
 from agentfield.memory.offline import OfflineBuffer
+from agentfield.memory.preparing import Write, check_event_id, check_revision, check_write, prepare
 from agentfield.memory.state import holds_something, is_live
 from agentfield.memory.storing import is_event, last_record, place_of
 from agentfield.memory.transaction import Transaction
 from agentfield.memory.updates import Updates
-from agentfield.memory.writing import (
-    Write,
-    check_event_id,
-    check_revision,
-    check_same,
-    check_write,
-    prepare,
-    store_together,
-)
+from agentfield.memory.writing import check_same, store_together
 
 _DELETE_TRIES = 10
 _FIRST_PAUSE = 0.002

@@ -11,14 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
-from collections.abc import Iterable, Iterator, Sequence
-from hashlib import blake2b
-from typing import NamedTuple
+from collections.abc import Sequence
 
 from agentfield import execution
 from agentfield.amount import number_of
-from agentfield.codec import EVENT_ID, check_ttl, encode_event
 from agentfield.errors import (
     AgentFieldError,
     ClosedError,
@@ -27,120 +23,26 @@ from agentfield.errors import (
     OutcomeUnknownError,
     UnavailableError,
 )
-from agentfield.event import Operation, Reason, Writer
+from agentfield.event import Writer
+from agentfield.fabric.appending import Conflict
 from agentfield.fabric.batch import BatchItem, Expectation, append_batch, check_count
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.jetstream import backoff
-from agentfield.fabric.log import Conflict
-from agentfield.key import key_tokens
+from agentfield.header import EVENT_ID, encode_event
 from agentfield.memory.encrypting import are_condemned, encrypted, vault_for
 from agentfield.memory.lifetime import Lifetimes
-from agentfield.memory.placing import Placed, give_up, is_large, place, was_condemned
-from agentfield.naming import shown
-from agentfield.privacy import Vault
-from agentfield.reference import check_size
-from agentfield.schema import Stamp
-from agentfield.scope import Scope
+from agentfield.memory.placing import give_up, place, was_condemned
+from agentfield.memory.preparing import Write
+from agentfield.memory.timing import set_timers, timer_moment
 
 logger = logging.getLogger("agentfield.writing")
 
-_EVENT_ID = re.compile(r"[!-~]{1,128}")
-_TIMER_SLACK = 50_000_000
-"""Nanoseconds a timer is set past the ttl, since the event's own time is a little later than the timer's."""
 _DOUBT = 10_000_000
 """Nanoseconds by which our notion of the server's clock may be off, with a large margin."""
-_SHORT = 60_000_000_000
-_TIMERS_AT_ONCE = 200
-KEYS_A_TIMER = 500
-"""Keys that one timer may be about: as many as a worker deletes together."""
-_BYTES_A_TIMER = 64 * 1024
-"""Bytes that the keys' names in one timer may take: a worker holds hundreds of timers at once."""
-_MANY = "key.many."
 _UNDECIDED_TRIES = 10
 """How often an encrypted write is tried that meets another one's check of the same key, not yet decided."""
 _PLACINGS = 3
 """Times that large values are stored for one write: again only if that took longer than orphans are left alone."""
-
-
-class Write(NamedTuple):
-    """A write, validated and encoded, not yet sent."""
-
-    scope: Scope
-    key: str
-    subject: str
-    payload: bytes
-    headers: dict[str, str]
-    ttl: float | None
-    large: bool = False
-    """Whether the payload goes to an object, and only a reference to it into the event."""
-    placed: Placed | None = None
-    """What goes into the event, once the payload of a large write is stored."""
-    vault: Vault | None = None
-    """What its value is to be encrypted for, whatever the policy says; None leaves that to the policy."""
-    as_it_is: bool = False
-    """Whether the payload is stored as it is, whatever the policy says: there is no value in it to encrypt."""
-
-
-def prepare(
-    fabric: Fabric,
-    scope: Scope,
-    key: str,
-    operation: Operation,
-    payload: bytes,
-    writer: Writer,
-    *,
-    ttl: float | None = None,
-    ends: int | None = None,
-    event_id: str | None = None,
-    reason: Reason | None = None,
-    stamp: Stamp | None = None,
-) -> Write:
-    """Validate and encode; ``ends`` as for ``encode_event``. Raises :class:`InvalidInputError`."""
-    check_write(key, ttl, event_id)
-    if ttl is not None:
-        ttl = check_ttl(ttl)
-    subject = fabric.subjects.memory(scope, key)
-    headers = encode_event(
-        event_id=event_id or execution.new_id(),
-        operation=operation,
-        writer=writer,
-        reason=reason,
-        ttl=ttl,
-        ends=ends,
-        stamp=stamp,
-    )
-    if is_large(fabric, payload):
-        check_size(len(payload), key)
-        return Write(scope, key, subject, payload, headers, ttl, large=True)
-    fabric.log.check_size(subject, payload, headers)
-    return Write(scope, key, subject, payload, headers, ttl)
-
-
-def check_write(key: str, ttl: float | None = None, event_id: object = None) -> None:
-    """Raises :class:`InvalidInputError` for what can never be written; needs no connection to tell."""
-    key_tokens(key)
-    if ttl is not None:
-        check_ttl(ttl)
-    check_event_id(event_id)
-
-
-def check_event_id(event_id: object) -> None:
-    """Raises :class:`InvalidInputError` unless this can be the id of an event, or is None."""
-    if event_id is None:
-        return
-    if not isinstance(event_id, str) or _EVENT_ID.fullmatch(event_id) is None:
-        raise InvalidInputError(
-            f"event_id={shown(event_id)} is not 1 to 128 printable ASCII characters without spaces: "
-            "give the one that the OutcomeUnknownError carried"
-        )
-
-
-def check_revision(revision: int | None) -> None:
-    """Raises :class:`InvalidInputError` unless this can be a revision, or is None."""
-    if revision is not None and (type(revision) is not int or revision < 0):
-        raise InvalidInputError(
-            f"if_revision={revision!r} is not a revision: give the integer that set() or entry() gave"
-        )
 
 
 async def store(
@@ -212,7 +114,7 @@ async def store_together(
 
     An expectation on a key that is written rides on its write, any other on a message that has none yet, and, where
     there are more of them than writes, on messages of their own beside the keys' subjects. Raises
-    :class:`~agentfield.fabric.log.Conflict` without saying which; nothing is stored then.
+    :class:`~agentfield.fabric.appending.Conflict` without saying which; nothing is stored then.
     """
     check_count(_messages(writes, expectations))
     if any(vault_for(fabric, write) is not None for write in writes):
@@ -365,70 +267,3 @@ async def _catch_up(fabric: Fabric, writes: Sequence[Write], first: int | None) 
         await set_timers(fabric, timed)
     except AgentFieldError as error:
         logger.warning("the values are stored, but the timers of %s are late: %s", number_of(len(writes), "key"), error)
-
-
-def timer_moment(now: int, ttl: float) -> int:
-    """When to ask whether a value written now with this ttl (seconds) should go; all in nanoseconds.
-
-    Such moments lie on a grid whose step grows with the ttl: however often a key is written, it has at most some 130
-    timers. A short ttl's is late by up to a 64th of it; a long one's is early, and the worker then asks again at the
-    very time.
-    """
-    span = round(ttl * 1_000_000_000)
-    if span < _SHORT:
-        step = 1 << max(20, (span // 64).bit_length() - 1)
-        return ((now + span + _TIMER_SLACK) // step + 1) * step
-    step = 1 << ((span // 8).bit_length() - 1)
-    return (now + span) // step * step
-
-
-async def set_timers(fabric: Fabric, moments: Iterable[tuple[str, int]]) -> None:
-    """Have a worker look at the keys of these subjects, each at its moment, whether their values should go.
-
-    The moment is part of the timer's name, ``key.<scope>.<id>.<tokens>.<moment>``, and so nobody can move it: neither
-    a write that fails afterwards, nor one that races with this one and is stored before it. Keys with one moment share
-    timers, ``key.many.<digest>.<moment>``, which hold the keys' names: setting a timer, and its firing, costs the
-    server as much as a write does. The digest is of what the timer holds, so this one cannot be moved either.
-    """
-    by_moment: dict[int, list[str]] = {}
-    for subject, at in moments:
-        by_moment.setdefault(at, []).append(subject.removeprefix(_prefix(fabric)))
-    timers = [(name, at, content) for at, keys in by_moment.items() for name, content in _timers(keys, at)]
-    for begin in range(0, len(timers), _TIMERS_AT_ONCE):
-        await asyncio.gather(*(fabric.timers.schedule(*timer) for timer in timers[begin : begin + _TIMERS_AT_ONCE]))
-
-
-def _timers(keys: Sequence[str], at: int) -> Iterator[tuple[str, bytes]]:
-    """The names and contents of the timers that ask about these keys at this moment."""
-    for begin in range(0, len(keys), KEYS_A_TIMER):
-        some = keys[begin : begin + KEYS_A_TIMER]
-        content = "\n".join(some).encode()
-        if len(some) == 1:
-            yield f"key.{some[0]}.{at}", b""
-        elif len(content) > _BYTES_A_TIMER:
-            yield from _timers(some[: len(some) // 2], at)
-            yield from _timers(some[len(some) // 2 :], at)
-        else:
-            yield f"{_MANY}{blake2b(content, digest_size=16).hexdigest()}.{at}", content
-
-
-def timed_subjects(fabric: Fabric, name: str, content: bytes) -> list[str]:
-    """The subjects of the keys that a timer is about; those left out that are no key's."""
-    if name.startswith(_MANY):
-        keys = content.decode(errors="replace").split("\n")
-    else:
-        keys = [name.removeprefix("key.").rpartition(".")[0]]
-    subjects = []
-    for key in keys:
-        subject = _prefix(fabric) + key
-        try:
-            fabric.subjects.parse(subject)
-        except InvalidInputError as error:
-            logger.warning("timer %s: %s", name, error)
-        else:
-            subjects.append(subject)
-    return subjects
-
-
-def _prefix(fabric: Fabric) -> str:
-    return f"{fabric.subjects.namespace}.memory."

@@ -13,8 +13,8 @@ from typing import Literal
 
 import orjson
 
-from agentfield.codec import encode_value
 from agentfield.event import Event
+from agentfield.value import encode_value
 
 Verdict = Literal["same", "different", "missing", "extra", "erased"]
 """Of one write: as recorded; another value, ttl or operation; recorded, and not made now; made now, and not recorded;

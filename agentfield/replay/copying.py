@@ -8,12 +8,13 @@ time was over long ago.
 
 from __future__ import annotations
 
-from agentfield.codec import Record, decode_outline, encode_event, encrypted_by, encrypts, expires_at_ns
+from agentfield.codec import Record, decode_outline, encrypted_by, expires_at_ns
 from agentfield.event import Event, ReplayedFrom
 from agentfield.fabric.fabric import Fabric
+from agentfield.header import encode_event, encrypts
 from agentfield.memory.placing import is_large
+from agentfield.memory.preparing import Write
 from agentfield.memory.resolving import Resolver
-from agentfield.memory.writing import Write
 from agentfield.privacy import vault_of
 from agentfield.reference import check_size
 from agentfield.schema import Stamp

@@ -16,18 +16,20 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
-from agentfield.codec import EVENT_ID, Record, encode_event, expires_at_ns, led_to_by
+from agentfield.codec import Record, expires_at_ns
 from agentfield.errors import ConflictError, DecodeError, InvalidInputError
 from agentfield.event import Writer
 from agentfield.execution import new_id
+from agentfield.fabric.appending import Conflict
 from agentfield.fabric.batch import Expectation
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.jetstream import backoff
-from agentfield.fabric.log import Conflict
+from agentfield.header import EVENT_ID, encode_event, led_to_by
 from agentfield.memory.encrypting import vault_for
 from agentfield.memory.history import Slice
 from agentfield.memory.lifetime import Lifetimes, Periods
-from agentfield.memory.writing import Write, store_together
+from agentfield.memory.preparing import Write
+from agentfield.memory.writing import store_together
 from agentfield.naming import shown
 from agentfield.replay.copying import copied, time_left
 from agentfield.replay.excerpt import Excerpt

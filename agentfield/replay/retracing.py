@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Final
 
-from agentfield.codec import EVENT_ID, Record, decode_outline
+from agentfield.codec import Record, decode_outline
 from agentfield.errors import InvalidInputError
 from agentfield.fabric.fabric import Fabric
+from agentfield.header import EVENT_ID
 
 _REMEMBERED: Final = 100_000
 """Events whose places are remembered; others are looked for."""

@@ -11,16 +11,18 @@ import heapq
 from collections.abc import AsyncIterator
 from typing import Final, NamedTuple
 
-from agentfield.codec import EVENT_HEADER, Record, encode_event, expires_at_ns, is_delete
+from agentfield.codec import Record, expires_at_ns, is_delete
 from agentfield.event import Writer
 from agentfield.execution import new_id
 from agentfield.fabric.fabric import Fabric
+from agentfield.header import EVENT_HEADER, encode_event
 from agentfield.memory.addressing import AnyScope, address
 from agentfield.memory.lifetime import Lifetimes, Periods
 from agentfield.memory.moment import Instant
 from agentfield.memory.past import whole
+from agentfield.memory.preparing import Write
 from agentfield.memory.state import live_entries
-from agentfield.memory.writing import Write, store, store_together
+from agentfield.memory.writing import store, store_together
 from agentfield.pattern import Pattern
 from agentfield.replay.copying import copied
 from agentfield.scope import RESOLUTION

@@ -3,7 +3,7 @@
 import asyncio
 
 from agentfield import connect
-from agentfield.fabric.log import Conflict
+from agentfield.fabric.appending import Conflict
 from tests.support import Cluster
 
 

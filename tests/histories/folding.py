@@ -10,9 +10,10 @@ from typing import Any
 
 import orjson
 
-from agentfield.codec import EVENT_ID, Record, decode_entry, decode_event, encrypted_by
+from agentfield.codec import Record, decode_entry, decode_event, encrypted_by
 from agentfield.envelope import DataKey, open_up
 from agentfield.errors import DecodeError, InvalidInputError
+from agentfield.header import EVENT_ID
 from agentfield.memory.state import is_live
 from agentfield.schema import Schemas
 from agentfield.subject import Subjects

@@ -200,7 +200,7 @@ async def test_a_plain_program_writes_no_more_than_before(memory: Memory, fabric
 
 async def write(fabric: Fabric, key: str, writer: Writer) -> int:
     """Append an event by that writer."""
-    from agentfield.codec import encode_event
+    from agentfield.header import encode_event
 
     headers = encode_event(event_id=new_id(), operation="set", writer=writer)
     return (await fabric.log.append(subject(fabric, key), b"1", headers)).sequence

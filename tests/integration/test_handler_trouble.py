@@ -15,10 +15,10 @@ import orjson
 import pytest
 
 from agentfield import Agent, Event, InvalidInputError, Memory
-from agentfield.codec import EVENT_ID
 from agentfield.fabric.consumers.consumer import PIN_TIMEOUT
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.jetstream import api
+from agentfield.header import EVENT_ID
 from tests.support import NatsServer, eventually
 from tests.support.events import subject, write
 

@@ -19,8 +19,8 @@ from agentfield import (
     UnavailableError,
     connect,
 )
+from agentfield.fabric.appending import Conflict
 from agentfield.fabric.fabric import Fabric
-from agentfield.fabric.log import Conflict
 from agentfield.memory import writes
 from tests.support import NatsServer, eventually
 from tests.support.running import program

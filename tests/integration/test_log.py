@@ -8,10 +8,11 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from agentfield import AccessDeniedError, ClosedError, InvalidInputError, OutcomeUnknownError, UnavailableError
-from agentfield.codec import EVENT_ID, Record
+from agentfield.codec import Record
 from agentfield.execution import new_id
+from agentfield.fabric.appending import Conflict
 from agentfield.fabric.fabric import Fabric
-from agentfield.fabric.log import Conflict
+from agentfield.header import EVENT_ID
 from tests.support import NatsServer, eventually
 from tests.support.events import headers, subject, write, write_many
 

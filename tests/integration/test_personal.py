@@ -14,10 +14,11 @@ from nats.js.errors import KeyNotFoundError
 from pydantic import BaseModel
 
 from agentfield import Agent, ConflictError, DecodeError, Event, InvalidInputError, Memory, UnavailableError, connect
-from agentfield.codec import EVENT_HEADER, encrypted_by
+from agentfield.codec import encrypted_by
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.jetstream import api
 from agentfield.fabric.keys import Keys
+from agentfield.header import EVENT_HEADER
 from agentfield.memory.watch import CaughtUp
 from agentfield.privacy import PrivacyPolicy
 from tests.support import NatsServer, eventually

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from agentfield import Agent, Event, Memory, Writer, connect
-from agentfield.codec import encode_event
 from agentfield.execution import new_id
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.jetstream import api
+from agentfield.header import encode_event
 from agentfield.memory.reacting import letters as forms
 from agentfield.memory.reacting.letters import Letter, request
 from tests.support import NatsServer, eventually

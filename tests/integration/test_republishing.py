@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 from agentfield import ConflictError, Event, InvalidInputError, Memory, ReplayedFrom, connect
-from agentfield.codec import EVENT_ID, Record, encode_event, encrypted_by
+from agentfield.codec import Record, encrypted_by
 from agentfield.event import Writer
 from agentfield.execution import Execution, current, new_id
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.jetstream import api
+from agentfield.header import EVENT_ID, encode_event
 from agentfield.memory.addressing import AnyScope
 from agentfield.memory.causes import Origin, chain
 from agentfield.memory.history import Slice

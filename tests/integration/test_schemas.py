@@ -8,8 +8,8 @@ import pytest
 from pydantic import BaseModel, RootModel
 
 from agentfield import Agent, DecodeError, Event, InvalidInputError, Memory, connect
-from agentfield.codec import EVENT_HEADER
 from agentfield.fabric.reader import Reader
+from agentfield.header import EVENT_HEADER
 from agentfield.memory.watch import CaughtUp
 from tests.support import NatsServer, eventually
 from tests.support.objects import fabric_of, last_record, object_of

@@ -7,10 +7,10 @@ import signal
 import psutil
 import pytest
 
-from agentfield.codec import encode_event
 from agentfield.event import Writer
 from agentfield.execution import new_id
 from agentfield.fabric.fabric import Fabric
+from agentfield.header import encode_event
 from tests.support import NatsServer
 from tests.support.events import subject
 from tests.support.lengths import length

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from agentfield import ConflictError, InvalidInputError, Memory, OutcomeUnknownError, connect
-from agentfield.codec import encode_event
 from agentfield.event import Event, Writer
 from agentfield.execution import new_id
 from agentfield.fabric.batch import BatchItem, Expectation, append_batch
 from agentfield.fabric.fabric import Fabric
+from agentfield.header import encode_event
 from agentfield.memory.transaction import Transaction
 from tests.support import NatsServer, eventually
 from tests.support.events import headers, subject, write

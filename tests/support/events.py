@@ -3,11 +3,11 @@
 import asyncio
 from collections.abc import Sequence
 
-from agentfield.codec import encode_event
 from agentfield.event import Writer
 from agentfield.execution import new_id
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.jetstream import api
+from agentfield.header import encode_event
 
 
 def headers(event_id: str | None = None) -> dict[str, str]:

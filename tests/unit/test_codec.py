@@ -7,33 +7,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from agentfield import codec
 from agentfield.codec import (
-    EVENT_HEADER,
-    EVENT_ID,
-    MAX_TTL,
-    OPERATION,
     Record,
-    check_ttl,
     decode_data,
     decode_entry,
     decode_event,
     decode_outline,
-    encode_event,
-    encode_value,
     expires_at_ns,
     is_delete,
-    led_to_by,
     needed_to_decode,
-    refer,
     reference_of,
 )
 from agentfield.errors import DecodeError, InvalidInputError
 from agentfield.event import Event, ReplayedFrom, Writer
+from agentfield.header import EVENT_HEADER, EVENT_ID, MAX_TTL, OPERATION, check_ttl, encode_event, led_to_by, refer
 from agentfield.reference import Reference, digest_text
 from agentfield.schema import Schemas, Stamp, schema_of
 from agentfield.scope import GLOBAL, Scope
 from agentfield.subject import Subjects
+from agentfield.value import encode_value
 from tests.unit.strategies import keys, scope_ids
 from tests.unit.test_value import json_values
 
@@ -424,10 +416,6 @@ def test_the_headers_a_value_needs_are_kept_and_no_others() -> None:
     stamped = record(header(schema="Status", schema_version=1), b'{"level":1}')
     kept = stamped._replace(headers=needed_to_decode(stamped) or {})
     assert decode_data(kept, SUBJECTS, statuses()) == Status(level=2)
-
-
-def test_everything_codec_offers_exists() -> None:
-    assert all(hasattr(codec, name) for name in codec.__all__)
 
 
 def test_a_replayed_event_says_where_it_was_recorded_first() -> None:

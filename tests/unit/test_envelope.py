@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentfield.codec import EVENT_HEADER, Record, decode_event, encode_event, encrypted_by, encrypts, needed_to_decode
+from agentfield.codec import Record, decode_event, encrypted_by, needed_to_decode
 from agentfield.envelope import ENVELOPE, DataKey, WrongEnvelope, close_up, open_up
 from agentfield.errors import DecodeError
 from agentfield.event import Writer
+from agentfield.header import EVENT_HEADER, encode_event, encrypts
 from agentfield.privacy import Encryption
 from agentfield.subject import Subjects
 

@@ -22,7 +22,7 @@ LAYERS = (
     words("settings naming amount"),
     words("scope key pattern subject"),
     words("effects execution"),
-    words("value reference schema privacy envelope event codec"),
+    words("value reference schema privacy envelope event header codec"),
     words("fabric"),
     words("archive"),
     words("local"),
@@ -38,13 +38,14 @@ LAYER_OF = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 WITHIN = {
     "agentfield.fabric.wire": words("faults"),
     "agentfield.fabric.calling": words("faults wire"),
-    "agentfield.fabric.reading": words("log reader"),
+    "agentfield.fabric.reading": words("asking log reader"),
     "agentfield.fabric.consumers": words("faults jetstream log reader reading records trimmed wire"),
 }
+
 # Rules that are the same on every machine and at every time: they do no I/O and know no clock.
 PURE = words(
     "errors version server_version naming amount scope key pattern subject effects value reference schema privacy "
-    "envelope event codec"
+    "envelope event header codec"
 )
 IMPURE = words("asyncio concurrent http multiprocessing nats os pathlib select signal socket subprocess threading time")
 
@@ -63,14 +64,15 @@ OUTPUT_AND_EXIT = words("print exit quit SystemExit sys.exit sys.stdout sys.stde
 ON_TOP = {"projections": words(""), "examples": words("local")}  # the demo starts a server and ends it
 # The doors of what stands on top: the only files of it that know more of agentfield, and what they know.
 DOORS = {
-    Path("projections/source.py"): words("codec errors event execution fabric memory pattern scope settings"),
-    Path("projections/buckets.py"): words("codec errors fabric scope"),
+    Path("projections/source.py"): words("codec errors event execution fabric header memory pattern scope settings"),
+    Path("projections/buckets.py"): words("codec errors fabric header scope"),
     Path("projections/erasures.py"): words("event fabric memory pattern"),
     Path("projections/stores/bucket.py"): words("fabric key value"),
     Path("projections/stores/seals.py"): words("audit fabric"),
     Path("projections/seals.py"): words("audit codec"),
     Path("projections/stores/archive.py"): words("archive codec"),
     Path("projections/archive.py"): words("archive audit codec subject"),
+    Path("projections/messages.py"): words("audit codec"),
     Path("projections/trimming.py"): words("audit fabric"),
 }
 # Of agentfield itself, only the command line knows what stands on top: it is the one to whom users name it.

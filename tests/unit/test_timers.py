@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentfield.codec import MAX_TTL
-from agentfield.memory.writing import timer_moment
+from agentfield.header import MAX_TTL
+from agentfield.memory.timing import timer_moment
 
 SECOND = 1_000_000_000
 NOW = st.integers(1_795_000_000 * SECOND, 1_895_000_000 * SECOND)

@@ -18,10 +18,11 @@ from agentfield.cli.kinds import DURATION, Count, value_of
 from agentfield.cli.output import Output, age, shortened, size
 from agentfield.cli.scopes import choices, named, scope_options, to_read, to_write
 from agentfield.cli.waiting import wait
-from agentfield.codec import Record, check_ttl, decode_entry, reference_of
+from agentfield.codec import Record, decode_entry, reference_of
 from agentfield.errors import InvalidInputError, NotFoundError
 from agentfield.event import Entry
 from agentfield.fabric.fabric import Fabric
+from agentfield.header import check_ttl
 from agentfield.key import check_key
 from agentfield.memory.addressing import AnyScope
 from agentfield.memory.moment import Instant

@@ -14,7 +14,8 @@ import asyncio
 from collections.abc import AsyncIterator, Container, Sequence
 
 from agentfield.codec import Record
-from agentfield.fabric.log import CHUNK, MULTI_LAST_LIMIT, Log
+from agentfield.fabric.asking import MULTI_LAST_LIMIT
+from agentfield.fabric.log import CHUNK, Log
 
 _FEW = 8
 """Subjects for which a look at what was written shortly before does not pay."""

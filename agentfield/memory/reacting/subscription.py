@@ -12,13 +12,14 @@ import asyncio
 import logging
 from collections import deque
 
-from agentfield.codec import EVENT_HEADER, Record
+from agentfield.codec import Record
 from agentfield.errors import AgentFieldError, DecodeError, InvalidInputError
 from agentfield.fabric.consumers.consumer import PinnedConsumer
 from agentfield.fabric.consumers.consuming import Activated, Consumer, ConsumerSpec, Received, Shortened
 from agentfield.fabric.consumers.durables import described, durable_name
 from agentfield.fabric.consumers.live import LiveConsumer
 from agentfield.fabric.fabric import Fabric
+from agentfield.header import EVENT_HEADER
 from agentfield.memory.encrypting import known
 from agentfield.memory.history import matching
 from agentfield.memory.previous import PreviousTable
