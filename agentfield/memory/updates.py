@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import inspect
 import random
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping, MutableSequence, MutableSet
+from copy import deepcopy
+from dataclasses import is_dataclass
 from typing import Any
 
-from pydantic import RootModel
+from pydantic import BaseModel, RootModel
 
 from agentfield.codec import expires_at_ns
 from agentfield.errors import ConflictError, InvalidInputError
@@ -39,8 +41,9 @@ class Updates(Storing):
     ) -> Any:
         """Read a value, apply a function to it, store the outcome if nobody wrote meanwhile, else begin again.
 
-        ``function`` gets the value (``default`` if there is none) and returns the new one; it may be async and take
-        minutes, and it may be called several times, so it should do nothing but compute. Returns the value stored.
+        ``function`` gets the value (a copy of ``default`` if there is none) and returns the new one; it may be async
+        and take minutes, and it may be called several times, so it should do nothing but compute. Returns the value
+        stored.
         Rounds pause with jitter; after 1,000 lost rounds :class:`ConflictError`. What the function raises is raised,
         and nothing is stored. ``agentfield.memory.merges`` has ready-made functions that commute.
 
@@ -74,7 +77,7 @@ class Updates(Storing):
         for attempt in range(UPDATE_TRIES):
             record = await last_record(fabric, target, key)
             present = record is not None and is_live(record, fabric.log.now())
-            value = function(await resolver.value(record) if record is not None and present else default)
+            value = function(await resolver.value(record) if record is not None and present else _fresh(default))
             if inspect.isawaitable(value):
                 value = await value
             encoded = self.schemas.encode(key, value)
@@ -133,6 +136,15 @@ class Updates(Storing):
 
         total: int | float = _bare(await self._update(key, add, 0, scope, scope_id, ttl=ttl, kind=f"increment {by!r}"))
         return total
+
+
+def _fresh(default: Any) -> Any:
+    """A default that a function may change as it likes: the next round, and the next update, begin with the same.
+
+    What is no container is given as it is, so that a function can tell by identity that there was no value.
+    """
+    changes = isinstance(default, MutableSequence | MutableMapping | MutableSet | BaseModel) or is_dataclass(default)
+    return deepcopy(default) if changes else default
 
 
 def _bare(value: Any) -> Any:

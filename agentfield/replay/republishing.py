@@ -203,10 +203,13 @@ class Republishing:
                 if self._word != there:
                     raise Conflict(self._word)
                 yield await _to_its_end(self._store_together(now, upto, after))
-            except Conflict:
+            except (Conflict, InvalidInputError) as error:
+                # The latter: the server knows the ids of some, since somebody else stored them between the two.
                 await self._last_word()
-                if self._word != there or (tries > _TRIES and after is None):
+                if self._word != there or (isinstance(error, Conflict) and tries > _TRIES and after is None):
                     raise self._elsewhere(there) from None
+                if not isinstance(error, Conflict):
+                    raise
                 tries += 1
                 await asyncio.sleep(backoff(tries))
             else:

@@ -138,6 +138,8 @@ def test_steps_wait_for_enter(orders: Inside, cli: Cli) -> None:
     assert err.count("Enter: the next event; a number: so many; q: stop") == 2  # once more after what meant nothing
     out, _ = on_terminal(cli, "\n\x04", "replay", "--pace", "step")  # Ctrl-D
     assert out.splitlines() == lines[:1]
+    out, err = on_terminal(cli, "q\n", "replay", "--pace", "step")
+    assert (out, "no such event" in err) == ("", False)
 
 
 def on_terminal(cli: Cli, typed: str, *args: str) -> tuple[str, str]:
@@ -229,6 +231,19 @@ def test_a_ttl_that_is_over_is_said(inside: Inside, namespace: str, remember: Re
     assert "1 value had a ttl that is over by now: " in done.err
 
 
+def test_what_is_not_in_the_log_any_more_comes_from_the_archive_or_is_said_to_be_left_out(
+    orders: Inside, namespace: str, remember: Remember, tmp_path: Path
+) -> None:
+    before = orders("replay").lines
+    store = str(tmp_path / "store")
+    assert orders("projections", "run", "archive", "--once", "--store", store).code == 0
+    assert orders("archive", "trim", "--yes", "--store", store).code == 0
+    whole = orders("replay", "--archive", f"{store}/archive")
+    assert (whole.lines, whole.err) == (before, "")
+    rest = orders("replay", "--into", f"{namespace}copy")
+    assert "is not in the log any more, and is left out: name the archive that holds it with --archive" in rest.err
+
+
 @pytest.fixture
 def long(remember: Remember, cli: Cli) -> Cli:
     """Return the command line on a log of five thousand events."""
@@ -240,9 +255,9 @@ def long(remember: Remember, cli: Cli) -> Cli:
     return cli
 
 
-def begun(cli: Cli, copy: str, at: Any) -> Running:
+def begun(cli: Cli, copy: str, at: Any, *options: str) -> Running:
     """A replay that is so slow that it can be interrupted, and has written something."""
-    running = cli.start("replay", "--into", copy, "--pace", "0.1x")
+    running = cli.start("replay", "--into", copy, "--pace", "0.1x", *options)
 
     async def has_some(memory: Memory) -> bool:
         return int((await (await memory._fabric()).log.state())["messages"]) > 50
@@ -267,15 +282,16 @@ def test_killed_in_the_middle_it_goes_on_where_it_was(long: Cli, namespace: str,
 
 def test_ctrl_c_says_how_far_it_is_and_how_to_go_on(long: Cli, namespace: str, remember: Remember, at: Any) -> None:
     copy = f"{namespace}copy"
-    done = begun(long, copy, at).end(signal.SIGINT)
+    done = begun(long, copy, at, "--max-pause", "15m", "--timeout", "20").end(signal.SIGINT)
     assert done.code == 130
     said, hint = done.err.splitlines()[-2:]
     held = re.fullmatch(rf"stopped: {copy} holds ([\d,]+) events, up to revision (\d+) of 5000; to go on:", said)
     assert held, done.err
     assert len(at(copy, written)) == int(held[1].replace(",", ""))
-    assert hint.strip() == f"agentfield replay '*' --since 1 --until 5000 --into {copy} --pace 0.1x"
+    options = f"--timeout 20 --since 1 --until 5000 --into {copy} --pace 0.1x --max-pause 900"
+    assert hint.strip() == f"agentfield replay '*' {options}"
     _, *words = shlex.split(hint)
-    assert long(*words[:-2]).code == 0
+    assert long(*words[:-4]).code == 0
     assert at(copy, written) == remember(written)
 
 

@@ -273,6 +273,25 @@ async def test_an_update_begins_with_the_default_where_there_is_no_value(memory:
     assert await absent() == [None]
 
 
+async def test_an_update_may_change_what_it_gets_and_the_default_stays(memory: Memory) -> None:
+    default: dict[str, list[str]] = {"names": []}
+    absent = object()
+
+    def add(name: str) -> Callable[[Any], Any]:
+        def added(value: dict[str, list[str]]) -> dict[str, list[str]]:
+            value["names"].append(name)
+            return value
+
+        return added
+
+    await memory.update("one", add("ada"), default)
+    await memory.update("two", add("bob"), default)
+
+    assert await memory.get_many(["one", "two"]) == {"one": {"names": ["ada"]}, "two": {"names": ["bob"]}}
+    assert default == {"names": []}
+    assert await memory.update("three", lambda value: value is absent, absent) is True
+
+
 async def test_updates_on_one_key_finish_although_others_never_stop_writing(another: Connect) -> None:
     memory, other = await another(), await another()
     stop = asyncio.Event()

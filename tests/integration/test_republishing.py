@@ -295,15 +295,16 @@ async def test_an_interrupted_append_still_knows_what_was_there(
     assert [event.data for event in await events(copy)] == [0, 1, 2, 3, 0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("other", ["b", "*"], ids=["other events", "the same events"])
 async def test_the_server_refuses_what_comes_after_another_replays_word(
-    memory: Memory, copy: Memory, monkeypatch: pytest.MonkeyPatch
+    memory: Memory, copy: Memory, monkeypatch: pytest.MonkeyPatch, other: str
 ) -> None:
     """Both have looked, and then both store: the second one's word is about what is not so any more."""
     await memory.set("a", 1)
     await memory.set("b", 1)
     source, target = await memory._fabric(), await copy._fabric()
     one = Republishing(source, target, excerpt("a", stop=2), append=False, pace=AtOnce())
-    two = Republishing(source, target, excerpt("b", stop=2), append=False, pace=AtOnce())
+    two = Republishing(source, target, excerpt(other, stop=2), append=False, pace=AtOnce())
     await one.begin()
     await two.begin()
 

@@ -7,14 +7,13 @@ import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import aclosing
-from functools import partial
 
 import click
 
 from agentfield.cli import ending
 from agentfield.cli.commands.events import print_event, resolved
 from agentfield.cli.connecting import connected, place
-from agentfield.cli.invocation import Invocation, command
+from agentfield.cli.invocation import LOOKING_BACK, Invocation, command
 from agentfield.cli.kinds import DURATION, POINT, Point
 from agentfield.cli.output import Output
 from agentfield.cli.replaying import PACE, Show, Speed, check_pace, pace_of, progress
@@ -34,7 +33,7 @@ from agentfield.scope import Scope
 from agentfield.subject import check_namespace
 
 
-@command("replay")
+@command("replay", takes=LOOKING_BACK)
 @click.argument("patterns", metavar="[KEY_OR_PATTERN]...", nargs=-1)
 @click.option("--since", type=POINT, metavar="POINT", help="From this time (RFC 3339), age (15m, 2h) or revision on.")
 @click.option("--until", type=POINT, metavar="POINT", help="Up to before this time or age, or up to this revision.")
@@ -94,24 +93,23 @@ def replay_command(
         raise click.UsageError("--model and --ignore mean nothing without --handlers", context)
     ignored = [Pattern.parse(text) for text in ignore]
     check_pace(speed, max_pause)
-    wanted = _Wanted(invocation, parsed, scope, since, until, writer)
+    wanted = _Wanted(invocation, parsed, scope, since, until, writer, speed, max_pause)
     if handlers:
         from agentfield.cli.rehearsing import cast_of, rehearse  # it loads agents, and what serves them
 
         cast = cast_of(invocation, handlers, model, ignored)
-        pace_in = partial(pace_of, speed, max_pause)
-        rehearsed = rehearse(invocation, wanted.excerpt, cast, pace_in, _shower, stepping=speed == "step")
+        rehearsed = rehearse(invocation, wanted.excerpt, cast, wanted.pace, _shower, stepping=wanted.steps)
         if not wait(rehearsed):
             context.exit(ending.FAILED)
     elif into is not None:
         _check_target(invocation, into)
-        wait(_republish(wanted, into, append, speed, max_pause))
+        wait(_republish(wanted, into, append))
     else:
-        wait(_print(wanted, pace_of(speed, max_pause)))
+        wait(_print(wanted, wanted.pace()))
 
 
 class _Wanted:
-    """The events that are meant, as they were named on the command line."""
+    """The events that are meant, and how fast, as they were named on the command line."""
 
     def __init__(
         self,
@@ -121,6 +119,8 @@ class _Wanted:
         since: Point | None,
         until: Point | None,
         writer: str | None,
+        speed: Speed,
+        longest: float | None,
     ) -> None:
         self.invocation = invocation
         self.patterns = patterns
@@ -128,28 +128,54 @@ class _Wanted:
         self.since = since
         self.until = until
         self.writer = writer
+        self.speed = speed
+        self.longest = longest
 
     @property
     def output(self) -> Output:
         return self.invocation.output
 
+    @property
+    def steps(self) -> bool:
+        return self.speed == "step"
+
+    def pace(self, show: Show | None = None) -> Pace:
+        """How fast; ``show`` as for :func:`pace_of`."""
+        return pace_of(self.speed, self.longest, show)
+
     async def excerpt(self, fabric: Fabric) -> Excerpt:
         part = await extent(fabric, resolved(self.since, fabric), resolved(self.until, fabric))
+        if self.since is None and part.start > 1:
+            self.output.note(
+                f"what was before revision {part.start} is not in the log any more, and is left out: name the archive "
+                "that holds it with --archive"
+            )
         return Excerpt(self.patterns, to_read(self.scope), part, self.writer)
 
-    def command(self, excerpt: Excerpt, into: str, speed: Speed) -> str:
+    def command(self, excerpt: Excerpt, into: str) -> str:
         """What goes on with a replay, with ages and times as the revisions that they meant."""
-        shared = [("--url", self.invocation.url), ("--namespace", self.invocation.namespace)]
+        invocation = self.invocation
+        options = {
+            "url": invocation.url,
+            "namespace": invocation.namespace,
+            "archive": invocation.archive,
+            "timeout": _number(invocation.timeout),
+            "since": str(excerpt.part.start),
+            "until": str(excerpt.part.stop),
+            "writer": self.writer,
+            "into": into,
+            "pace": None if self.speed == "none" else self.speed if self.speed == "step" else f"{_number(self.speed)}x",
+            "max-pause": _number(self.longest),
+        }
         words = ["agentfield", "replay", *(pattern.text for pattern in self.patterns)]
-        words += [word for name, value in shared if value is not None for word in (name, value)]
-        words += ["--since", str(excerpt.part.start), "--until", str(excerpt.part.stop)]
-        if self.writer is not None:
-            words += ["--writer", self.writer]
-        words += ["--into", into]
-        if speed != "none":
-            words += ["--pace", speed if isinstance(speed, str) else f"{speed:g}x"]
+        words += [word for name, value in options.items() if value is not None for word in (f"--{name}", value)]
         named = "" if self.scope is None else f" {_named(self.scope)}"
         return shlex.join(words) + named
+
+
+def _number(value: float | None) -> str | None:
+    """As it can be typed: all of it, and without an exponent."""
+    return None if value is None else f"{value:.9f}".rstrip("0").rstrip(".")
 
 
 def _named(scope: AnyScope) -> str:
@@ -160,6 +186,7 @@ def _named(scope: AnyScope) -> str:
 async def _print(wanted: _Wanted, pace: Pace) -> None:
     output = wanted.output
     count = 0
+    stopped = False
     async with connected(wanted.invocation) as fabric:
         resolver = Resolver(fabric)
         excerpt = await wanted.excerpt(fabric)
@@ -170,11 +197,12 @@ async def _print(wanted: _Wanted, pace: Pace) -> None:
                 async for record, previous in records:
                     due = pace.is_due(record)
                     if not await pace.turn(record, previous):
+                        stopped = True
                         break
                     print_event(await resolver.event(record, previous), output, flush=not due)
                     count += 1
                     advance(record.sequence, count)
-    if not count:
+    if not count and not stopped:
         output.note("there is no such event in that time")
 
 
@@ -186,11 +214,11 @@ def _check_target(invocation: Invocation, into: str) -> None:
         )
 
 
-async def _republish(wanted: _Wanted, into: str, append: bool, speed: Speed, longest: float | None) -> None:
+async def _republish(wanted: _Wanted, into: str, append: bool) -> None:
     invocation, output = wanted.invocation, wanted.output
     async with connected(invocation) as source:
         excerpt = await wanted.excerpt(source)
-        pace = pace_of(speed, longest, _shower(source, output))
+        pace = wanted.pace(_shower(source, output))
         async with connected(invocation, namespace=into, founds=True) as target:
             replay = Republishing(source, target, excerpt, append=append, pace=pace)
             resumed = await replay.begin()
@@ -199,11 +227,11 @@ async def _republish(wanted: _Wanted, into: str, append: bool, speed: Speed, lon
                 output.note(f"going on after revision {before.revision}, where it was left")
             begin = max(excerpt.part.start, before.revision + 1)
             try:
-                with progress(f"replaying into {into}", begin, excerpt.part.stop, hidden=speed == "step") as advance:
+                with progress(f"replaying into {into}", begin, excerpt.part.stop, hidden=wanted.steps) as advance:
                     async for stood in replay.run():
                         advance(stood.revision, stood.events)
             except (asyncio.CancelledError, AgentFieldError):
-                _say_how_to_go_on(wanted, replay, excerpt, into, speed)
+                _say_how_to_go_on(wanted, replay, excerpt, into)
                 raise
     done = replay.stood
     if output.as_json:
@@ -222,7 +250,7 @@ async def _republish(wanted: _Wanted, into: str, append: bool, speed: Speed, lon
             }
         )
     if done.revision < excerpt.part.stop:
-        _say_how_to_go_on(wanted, replay, excerpt, into, speed)
+        _say_how_to_go_on(wanted, replay, excerpt, into)
         return
     if output.as_json:
         return
@@ -238,13 +266,13 @@ async def _republish(wanted: _Wanted, into: str, append: bool, speed: Speed, lon
         )
 
 
-def _say_how_to_go_on(wanted: _Wanted, replay: Republishing, excerpt: Excerpt, into: str, speed: Speed) -> None:
+def _say_how_to_go_on(wanted: _Wanted, replay: Republishing, excerpt: Excerpt, into: str) -> None:
     stood = replay.stood
     if stood.revision < stood.start:
         return  # nothing was written
     wanted.output.note(
         f"stopped: {into} holds {_events(stood.events)}, up to revision {stood.revision} of {excerpt.part.stop}; "
-        f"to go on:\n  {wanted.command(excerpt, into, speed)}"
+        f"to go on:\n  {wanted.command(excerpt, into)}"
     )
 
 
