@@ -16,9 +16,9 @@ from types import TracebackType
 from typing import Any, Final, NoReturn, Self
 
 from agentfield import InvalidInputError
-from agentfield.archive.columns import misread, records_of, schema
+from agentfield.archive.columns import records_of, schema
 from agentfield.archive.directory import MOST_BYTES, MOST_ROWS, Segment
-from agentfield.archive.reading import batches
+from agentfield.archive.reading import batches, otherwise
 from agentfield.audit.source import Live, stored_of
 from agentfield.codec import Record
 from agentfield.subject import Subjects
@@ -200,12 +200,13 @@ async def _archived(segments: Sequence[Segment], start: int) -> AsyncGenerator[R
     subjects = Subjects(segments[0].log.namespace)
 
     def following() -> list[Record] | None:
-        table = next(groups, None)
-        if table is None:
+        group = next(groups, None)
+        if group is None:
             return None
-        wrong = misread(table, subjects)
+        segment, table = group
+        wrong = otherwise(segment, table, subjects)
         if wrong is not None:
-            raise _Misread(wrong)
+            raise _Misread(wrong[1].revision)
         return records_of(table)
 
     while (records := await asyncio.to_thread(following)) is not None:

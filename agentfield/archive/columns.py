@@ -13,6 +13,8 @@ from datetime import UTC, datetime, timedelta
 from types import ModuleType
 from typing import Any, Final, NamedTuple
 
+import orjson
+
 from agentfield.codec import Record, decode_outline
 from agentfield.errors import DecodeError, InvalidInputError
 from agentfield.fabric.wire.client import ExactHeaders
@@ -111,7 +113,7 @@ class Rows:
         place = self._places.get(subject)
         if place is None:
             place = self._places[subject] = len(self._places)
-            self._addresses.append(self._address(subject))
+            self._addresses.append(_address(subject, self._subjects))
         self._numbers.append(sequence)
         self._times.append(time)
         self._place.append(place)
@@ -144,13 +146,6 @@ class Rows:
                 values = arrow.array([row[at] for row in of], arrow.string())
                 columns[name] = values.take(indices).dictionary_encode()
         return arrow.table([columns[field.name] for field in schema()], schema=schema())
-
-    def _address(self, subject: str) -> Sequence[str | None]:
-        try:
-            scope, key = self._subjects.parse(subject)
-        except InvalidInputError:
-            return None, None, None
-        return scope.kind, scope.id, key
 
     def _meaning(self, record: Record, rest: bytes) -> int:
         """The number of what the headers say of an event; -1 if it is none of agentfield's."""
@@ -233,14 +228,84 @@ def _blocks(ids: Sequence[bytes | None], headers: Sequence[bytes]) -> list[bytes
     return whole
 
 
-def misread(table: Any, subjects: Subjects) -> int | None:
-    """The first revision of a table, all columns of it, whose columns do not say what the message says; or None."""
-    rows = Rows(subjects)
-    for record in records_of(table):
-        rows.add(record)
-    wrong, right = None, rows.table()
+def misread(table: Any, subjects: Subjects) -> tuple[int, int] | None:
+    """The first row of a table, all columns of it, whose columns do not say what the message says, and its revision.
+
+    Each combination that occurs of subject and address, and of headers and meaning, is looked at once.
+    """
+    arrow = pyarrow()
+    revisions = table.column("revision").combine_chunks()
+    parts = [table.column(name).combine_chunks() for name in STORED if name != "id"]
+    if missing := [part.is_null().index(True).as_py() for part in parts if part.null_count]:
+        return min(missing), _revision(revisions, min(missing))
+    names = table.column("subject").combine_chunks()
+    known = arrow.array(
+        [_address(name, subjects)[0] is not None for name in names.dictionary.to_pylist()], arrow.bool_()
+    )
+    plain = arrow.table(
+        {
+            **{name: table.column(name).cast(arrow.string()) for name in (*_ADDRESS, *_MEANING)},
+            "subject": names.cast(arrow.binary()),
+            "known": known.take(names.indices),
+            "headers": table.column("headers"),
+            "named": arrow.compute.is_valid(table.column("id")),
+            "row": arrow.array(range(table.num_rows), arrow.int64()),
+        }
+    )
+    places = _occurring(plain, ("subject", *_ADDRESS))
+    meanings = _occurring(plain, ("headers", "known", "named", "scope", *_MEANING))
+    wrong = [
+        *(
+            row
+            for row, subject, *found in places
+            if found != [None] * 3 and tuple(found) != _address(subject, subjects)
+        ),
+        *_meaning_otherwise(table, subjects, [row for row, *said in meanings if not _is_said(*said)]),
+    ]
+    return (min(wrong), _revision(revisions, min(wrong))) if wrong else None
+
+
+def _revision(revisions: Any, row: int) -> int:
+    """The revision of a row; where that is missing, what follows that of the row before."""
+    found = revisions[row].as_py()
+    return int(found) if found is not None else int(revisions[row - 1].as_py()) + 1 if row else 1
+
+
+def _occurring(table: Any, names: Sequence[str]) -> list[tuple[Any, ...]]:
+    """Each combination of these columns' values, behind the number of the first row that has it."""
+    groups = table.group_by(list(names)).aggregate([("row", "min")])
+    return list(zip(*(groups.column(name).to_pylist() for name in ("row_min", *names)), strict=True))
+
+
+def _is_said(headers: bytes, known: bool, named: bool, kind: str | None, *meaning: str | None) -> bool:
+    """Whether headers say word for word what the columns say; if not, it takes a closer look."""
+    if not (known and named and kind is not None):
+        return False
+    try:
+        fields = orjson.loads(_line(headers, _EVENT)[len(_EVENT) :])
+        return [fields["type"], *(fields.get(name) for name in ("reason", *_WRITER))] == list(meaning)
+    except (orjson.JSONDecodeError, AttributeError, KeyError, TypeError):
+        return False
+
+
+def _meaning_otherwise(table: Any, subjects: Subjects, rows: list[int]) -> list[int]:
+    """Those of these rows whose columns, all of them, do not say what their messages say."""
+    some = table.take(pyarrow().array(rows, pyarrow().int64()))
+    meant = Rows(subjects)
+    for record in records_of(some):
+        meant.add(record)
+    right = meant.table()
+    wrong: list[int] = []
     for name in (*_ADDRESS, *_MEANING, "id"):
-        found, meant = (each.column(name).to_pylist() for each in (table, right))
-        at = next((at for at, (one, other) in enumerate(zip(found, meant, strict=True)) if one != other), None)
-        wrong = at if wrong is None or (at is not None and at < wrong) else wrong
-    return None if wrong is None else int(table.column("revision")[wrong].as_py())
+        found, other = (each.column(name).to_pylist() for each in (some, right))
+        wrong += [row for row, one, two in zip(rows, found, other, strict=True) if one != two]
+    return wrong
+
+
+def _address(subject: bytes | str, subjects: Subjects) -> tuple[str | None, str | None, str | None]:
+    name = subject if isinstance(subject, str) else subject.decode("utf-8", "surrogateescape")
+    try:
+        scope, key = subjects.parse(name)
+    except InvalidInputError:
+        return None, None, None
+    return scope.kind, scope.id, key

@@ -79,6 +79,11 @@ class Segment:
         """How many messages it holds."""
         return int(self.metadata.num_rows)
 
+    @property
+    def day(self) -> str:
+        """The day of its messages, such as ``2026-11-22``."""
+        return self.path.parent.name.removeprefix("day=")
+
     def groups(self, start: int, stop: int) -> Iterator[int]:
         """The numbers of the groups of rows that may hold messages from ``start`` to ``stop``."""
         for number in range(self.metadata.num_row_groups):
@@ -120,6 +125,12 @@ class Directory:
                     "put back what was taken away, or begin another archive in another directory"
                 )
         return found
+
+    def strangers(self) -> list[Path]:
+        """The files that a query over the whole directory would take for the archive's, and that are none of it."""
+        ours = {segment.path for segment in self.segments()}
+        found = self.path.glob("**/*.parquet")
+        return sorted(path for path in found if path not in ours and not path.name.startswith(_DRAFT) and path.exists())
 
     def _found(self) -> Iterator[Segment]:
         kept: dict[Path, tuple[tuple[int, int, int], Segment]] = {}
@@ -303,7 +314,7 @@ def _check(segment: Segment) -> None:
         before = found.max
 
 
-def damaged(path: Path, error: Exception, revision: int = 0) -> DecodeError:
+def damaged(path: Path, error: Exception | str, revision: int = 0) -> DecodeError:
     """What is raised for a file that cannot be read."""
     return DecodeError(f"{path} is damaged: {error}", subject=str(path), revision=revision)
 

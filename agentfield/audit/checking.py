@@ -12,9 +12,9 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from agentfield.archive.columns import STORED, parts_of
+from agentfield.archive.columns import parts_of, schema
 from agentfield.archive.directory import Segment
-from agentfield.archive.reading import Archive, batches
+from agentfield.archive.reading import Archive, batches, otherwise
 from agentfield.audit.chain import Stored, digests_of
 from agentfield.audit.comparing import Seen
 from agentfield.audit.jsonl import Export
@@ -22,8 +22,9 @@ from agentfield.audit.parquet import ParquetExport
 from agentfield.audit.seal import SignedSeal
 from agentfield.audit.source import Live
 from agentfield.audit.verifying import Extent, Verdict, Witness, verify
-from agentfield.errors import InvalidInputError
+from agentfield.errors import DecodeError, InvalidInputError
 from agentfield.fabric.fabric import Fabric
+from agentfield.subject import Subjects
 
 T = TypeVar("T")
 
@@ -125,9 +126,15 @@ async def check_archive(
     Raises InvalidInputError if there is no archive, or one of another log, and DecodeError at a place where it is
     damaged so that it cannot be read.
     """
-    segments = await Archive(path).segments()
+    archive = Archive(path)
+    segments = await archive.segments()
     if not segments:
         raise InvalidInputError(f"there is no archive in {path}")
+    if strangers := await archive.strangers():
+        raise InvalidInputError(
+            f"{strangers[0]} is none of the archive's files, and who queries the archive would read it as well: keep "
+            "it elsewhere"
+        )
     log = segments[0].log
     extent = Extent(log.stream, log.created, segments[0].first, segments[-1].last)
     spans: list[Span] = []
@@ -146,17 +153,30 @@ async def check_archive(
 
 
 async def _archived(segments: Sequence[Segment], start: int) -> AsyncGenerator[list[Seen], None]:
-    """The messages of an archive from a revision on, in the order of its files; the next ones are read meanwhile."""
-    groups = batches(segments, STORED, start)
+    """The messages of an archive from a revision on, in the order of its files; the next ones are read meanwhile.
+
+    Raises DecodeError at a message beside which something else stands than it says.
+    """
+    groups = batches(segments, schema().names, start)
+    meant = Subjects(segments[0].log.namespace)
+    fault: DecodeError | None = None
 
     def following() -> list[Seen] | None:
-        table = next(groups, None)
-        if table is None:
+        nonlocal fault
+        if fault is not None:
+            raise fault
+        group = next(groups, None)
+        if group is None:
             return None
+        segment, table = group
+        found = otherwise(segment, table, meant)
+        if found is not None:
+            row, fault = found
+            table = table.slice(0, row)
         subjects, revisions, times, headers, payloads = parts_of(table)
         digests = digests_of(subjects, times, headers, payloads)
         seen = list(map(Seen._make, zip(subjects, revisions, times, digests, strict=True)))
-        return seen if revisions[0] >= start else [each for each in seen if each.sequence >= start]
+        return seen if not seen or revisions[0] >= start else [each for each in seen if each.sequence >= start]
 
     ahead = asyncio.ensure_future(asyncio.to_thread(following))
     try:

@@ -24,6 +24,7 @@ from agentfield.audit.seal import SignedSeal
 from agentfield.audit.verifying import Extent
 from agentfield.errors import DecodeError, InvalidInputError
 from agentfield.fabric.records import nanoseconds_of
+from agentfield.fabric.topology import Topology
 
 _VERSION: Final = 1
 _EVENT: Final = b'{"revision":'
@@ -74,6 +75,7 @@ def end_line(events: int, seals: int) -> bytes:
 class Header:
     """What an export says of itself."""
 
+    namespace: str
     extent: Extent
     selection: Mapping[str, Any] | None
     """By what the messages were chosen; None if all of them are there."""
@@ -89,10 +91,14 @@ class Header:
             selection = fields["selection"]
         except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
             raise InvalidInputError(f"{path} is no export: make one with `agentfield audit export`") from None
-        legible = isinstance(fields.get("stream"), str) and isinstance(selection, dict | None)
+        namespace, stream = fields.get("namespace"), fields.get("stream")
+        legible = isinstance(namespace, str) and isinstance(selection, dict | None)
         if not legible or not all(type(number) is int for number in numbers):
             raise InvalidInputError(f"the first line of {path} is damaged: it does not say what is in the file")
-        return cls(Extent(fields["stream"], *numbers), selection)
+        extent = Extent(stream, *numbers)
+        if stream != Topology(namespace).log.name or extent.first < 1 or extent.last < extent.first - 1:
+            raise InvalidInputError(f"the first line of {path} is damaged: what it says of the file contradicts itself")
+        return cls(namespace, extent, selection)
 
 
 class Export:
@@ -105,18 +111,20 @@ class Export:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _LINE_END))
             last = file.read().removesuffix(b"\n").rpartition(b"\n")[2]
         self.header = Header.of(first, path)
-        if not last.startswith(_END):
+        if not _is_end(last):
             raise InvalidInputError(f"{path} was cut off: its last line is not that of an export; make it anew")
 
     def events(self) -> Iterator[Stored]:
         """The messages, in the order of the file. Raises DecodeError at a line that is not as it was written."""
         last = self.header.extent.first - 1
+        over = False
         with self._path.open("rb") as file:
             file.readline()
             for number, line in enumerate(file, 2):
                 if line.startswith((_SEAL, _END)):
+                    over = True
                     continue
-                stored = _stored(line)
+                stored = None if over else _stored(line)  # behind the seals, no message is looked for
                 if stored is None:
                     raise DecodeError(
                         f"line {number} of {self._path} is not as it was written: {line[:60]!r}…",
@@ -132,6 +140,14 @@ class Export:
             for line in file:
                 if line.startswith(_SEAL):
                     yield seal_of(line)
+
+
+def _is_end(line: bytes) -> bool:
+    try:
+        counts = orjson.loads(line)["end"]
+        return end_line(counts["events"], counts["seals"]) == line + b"\n"
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return False
 
 
 def time_text(nanoseconds: int) -> str:

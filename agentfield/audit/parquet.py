@@ -17,6 +17,7 @@ from agentfield.audit.seal import SignedSeal
 from agentfield.audit.source import record_of
 from agentfield.codec import decode_outline
 from agentfield.errors import DecodeError, InvalidInputError
+from agentfield.naming import shown
 from agentfield.subject import Subjects
 
 _ROWS: Final = 10_000
@@ -26,6 +27,8 @@ _HEADER: Final = b"agentfield.export"
 _SEALS: Final = b"agentfield.seals"
 _MEANING: Final = ("scope", "scope_id", "key", "operation", "reason", "id")
 _WRITER: Final = ("agent", "execution_id", "workflow_id", "session_id", "cause", "trace")
+_TEXTS: Final = (*_MEANING, *_WRITER)
+_STORED: Final = ("subject", "revision", "headers", "payload")
 
 
 def require_pyarrow() -> Any:
@@ -38,6 +41,28 @@ def require_pyarrow() -> Any:
     return pyarrow
 
 
+def _schema(arrow: Any) -> Any:
+    return arrow.schema(
+        [
+            ("revision", arrow.int64()),
+            ("time", arrow.timestamp("ns", tz="UTC")),
+            *((name, arrow.string()) for name in _TEXTS),
+            ("subject", arrow.binary()),
+            ("headers", arrow.binary()),
+            ("payload", arrow.binary()),
+        ]
+    )
+
+
+def _texts_of(stored: Stored, subjects: Subjects) -> tuple[str | None, ...]:
+    """What a message means, as the columns ``_TEXTS`` say it."""
+    try:
+        event = decode_outline(record_of(stored), subjects)
+    except DecodeError:  # not the event of a key: of a lock, say, or written by others
+        return (None,) * len(_TEXTS)
+    return (*(getattr(event, name) for name in _MEANING), *(getattr(event.writer, name) for name in _WRITER))
+
+
 class ParquetSink:
     """Takes messages into a file."""
 
@@ -45,19 +70,11 @@ class ParquetSink:
         arrow = require_pyarrow()
         self._arrow = arrow
         self._subjects = subjects
-        texts = [(name, arrow.string()) for name in (*_MEANING, *_WRITER)]
-        self._schema = arrow.schema(
-            [
-                ("revision", arrow.int64()),
-                ("time", arrow.timestamp("ns", tz="UTC")),
-                *texts,
-                ("subject", arrow.binary()),
-                ("headers", arrow.binary()),
-                ("payload", arrow.binary()),
-            ]
-        )
+        self._schema = _schema(arrow)
         self._stack = ExitStack()
-        self._writer = self._stack.enter_context(arrow.parquet.ParquetWriter(path, self._schema, compression="zstd"))
+        self._writer = self._stack.enter_context(
+            arrow.parquet.ParquetWriter(path, self._schema, compression="zstd", write_page_checksum=True)
+        )
         self._writer.add_key_value_metadata({_HEADER: header})
         self._rows: list[tuple[Any, ...]] = []
         self._bytes = 0
@@ -73,16 +90,7 @@ class ParquetSink:
 
     async def event(self, stored: Stored) -> bool:
         """Take a message."""
-        texts: tuple[str | None, ...]
-        try:
-            event = decode_outline(record_of(stored), self._subjects)
-        except DecodeError:  # not the event of a key: of a lock, say, or written by others
-            texts = (None,) * (len(_MEANING) + len(_WRITER))
-        else:
-            texts = (
-                *(getattr(event, name) for name in _MEANING),
-                *(getattr(event.writer, name) for name in _WRITER),
-            )
+        texts = _texts_of(stored, self._subjects)
         subject = stored.subject.encode("utf-8", "surrogateescape")
         self._rows.append((stored.sequence, stored.timestamp, *texts, subject, stored.headers, stored.payload))
         self._bytes += len(stored.headers) + len(stored.payload)
@@ -116,27 +124,52 @@ class ParquetExport:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._arrow = require_pyarrow()
+        columns = None
         try:
-            self._metadata = self._arrow.parquet.read_metadata(path).metadata or {}
-        except self._arrow.ArrowException:
+            footer = self._arrow.parquet.read_metadata(path)
+            self._metadata = footer.metadata or {}
+            columns = footer.schema.to_arrow_schema()
+        except (self._arrow.ArrowException, OSError):  # the latter for a footer that says nothing legible
             self._metadata = {}
         self.header = Header.of(self._metadata.get(_HEADER, b""), path)
+        self._subjects = Subjects(self.header.namespace)
+        if columns is None or columns.remove_metadata() != _schema(self._arrow):
+            raise InvalidInputError(f"{path} is damaged: its columns are not those of an export")
 
     def events(self) -> Iterator[Stored]:
-        """The messages, in the order of the file. Raises DecodeError if it cannot be read further."""
+        """The messages, in the order of the file.
+
+        Raises DecodeError if it cannot be read further, or where the columns beside a message do not say what it says.
+        """
         last = self.header.extent.first - 1
         try:
-            with self._arrow.parquet.ParquetFile(self._path) as file:
-                for batch in file.iter_batches(_ROWS, columns=["subject", "revision", "time", "headers", "payload"]):
+            with self._arrow.parquet.ParquetFile(self._path, page_checksum_verification=True) as file:
+                for batch in file.iter_batches(_ROWS):
                     times = batch.column("time").cast("int64").to_pylist()
-                    columns = [batch.column(name).to_pylist() for name in ("subject", "revision", "headers", "payload")]
-                    for subject, revision, headers, payload, time in zip(*columns, times, strict=True):
-                        yield Stored(subject.decode("utf-8", "surrogateescape"), revision, time, headers, payload)
+                    columns = [batch.column(name).to_pylist() for name in _STORED]
+                    meanings = zip(*(batch.column(name).to_pylist() for name in _TEXTS), strict=True)
+                    for parts, time, texts in zip(zip(*columns, strict=True), times, meanings, strict=True):
+                        if time is None or None in parts:
+                            raise self._damaged("a part of a message is missing", last + 1)
+                        subject, revision, headers, payload = parts
+                        name = subject.decode("utf-8", "surrogateescape")
+                        stored = Stored(name, revision, time, headers, payload)
+                        self._check(stored, texts)
+                        yield stored
                         last = revision
-        except (self._arrow.ArrowException, OSError) as error:
-            raise DecodeError(
-                f"{self._path} is damaged: {error}", subject=str(self._path), revision=last + 1
-            ) from error
+        except (self._arrow.ArrowException, OSError, UnicodeDecodeError) as error:
+            raise self._damaged(str(error), last + 1) from error
+
+    def _check(self, stored: Stored, texts: tuple[str | None, ...]) -> None:
+        for name, found, meant in zip(_TEXTS, texts, _texts_of(stored, self._subjects), strict=True):
+            if found != meant:
+                said = (
+                    f"of revision {stored.sequence}, column {name} says {shown(found)}, and the message {shown(meant)}"
+                )
+                raise self._damaged(said, stored.sequence)
+
+    def _damaged(self, what: str, revision: int) -> DecodeError:
+        return DecodeError(f"{self._path} is damaged: {what}", subject=str(self._path), revision=revision)
 
     def seals(self) -> Iterator[SignedSeal]:
         """The seals, in their order."""

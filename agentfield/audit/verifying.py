@@ -286,15 +286,31 @@ class _Walk:
     async def _look_at_the_rest(self, head: Head) -> None:
         """What comes after the last seal; it belongs to the range only if that has no end of its own."""
         verdict, extent = self.verdict, self._extent
+        if self._excerpt and extent.last < head.last:
+            verdict.facts.append(f"the seals go on up to revision {head.last}; this ends at revision {extent.last}")
         bounded = self._stop is not None and self._stop < extent.last
-        if self._selection or bounded or verdict.seal_fault is not None:
+        if bounded or verdict.seal_fault is not None:
             return
-        begin = max(head.last + 1, extent.first)
-        verdict.unsealed = max(0, extent.last - begin + 1)
-        if not verdict.unsealed:
+        begin = max(head.last + 1, self._start)
+        if not head.number:  # nothing can be verified, so nothing is read for it
+            verdict.unsealed = 0 if self._selection else max(0, extent.last - begin + 1)
             return
-        rest = await self._up_to(begin, begin)
-        verdict.unsealed_since = rest[0].timestamp if rest else 0
+        if self._source is None and not self._over:
+            self._source = self._events(begin)
+        before = 0
+        while (seen := await self._next()) is not None:
+            if seen.sequence > extent.last:
+                detail = f"this says of itself that it ends at revision {extent.last}"
+                verdict.finding = Difference("inserted", seen.sequence, seen, detail)
+                return
+            if seen.sequence <= before:
+                detail = f"it stands behind revision {before}"
+                verdict.finding = Difference("inserted", seen.sequence, seen, detail)
+                return
+            before = seen.sequence
+            if seen.sequence >= begin:
+                verdict.unsealed += 1
+                verdict.unsealed_since = verdict.unsealed_since or seen.timestamp
 
 
 def _holds(seal: Seal, messages: Sequence[Seen]) -> bool:

@@ -56,9 +56,10 @@ def remarks(verdict: Verdict, what: str) -> list[str]:
     """What one should know besides the numbers."""
     found = list(verdict.facts)
     if verdict.begins_at:
+        why = "trimmed" if what == "log" else "left out when it was made"
         found.append(
-            f"the {what} begins at revision {verdict.begins_at}: what was before has been trimmed, and can be verified "
-            "in an export or archive of that time"
+            f"the {what} begins at revision {verdict.begins_at}: what was sealed before was {why}, or taken away; it "
+            "can be verified in an archive or export that has it"
         )
     if verdict.kept:
         found.append(f"of what was before, {verdict.kept:,} events are still there, and are as they were sealed")
@@ -81,6 +82,8 @@ def failure(verdict: Verdict) -> AgentFieldError | None:
             "there are no seals, so nothing can be verified: `agentfield audit seal` makes them; if there were some, "
             "they are gone"
         )
+    if not verdict.events and not verdict.kept:
+        return AgentFieldError("nothing was verified: no event that was looked at is one that a seal covers")
     return None
 
 
@@ -104,8 +107,8 @@ def entitle(
     report.selected = [(name, escaped(text)) for name, text in of]
     verdict = report.checked.verdict
     unsealed = sum(row.state == "unsealed" for row in report.rows)
-    fault = failure(verdict)
-    if fault is not None and verdict.seals + (verdict.seal_fault is not None):
+    if not verdict.intact:
+        fault = failure(verdict)
         report.state, report.statement = "tampered", f"Not as it was sealed: {escaped(str(fault))}"
     elif not verdict.seals:
         report.state, report.statement = "unsealed", "Nothing here is sealed: it cannot be verified"

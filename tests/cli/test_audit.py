@@ -187,6 +187,9 @@ def test_a_selection_is_exported_and_said_to_be_one(sealed: Cli, key: tuple[str,
     done = sealed("audit", "export", str(path), "order_*", "--global", "--since", "3", "--until", "9", "--json")
     assert (done.object["events"], done.object["seals"]) == (7, 3)
     assert "note this is a selection" in sealed("audit", "verify", "--export", str(path)).out
+    sealed("audit", "export", str(path), "nothing_of_that_name")
+    done = sealed("audit", "verify", "--export", str(path))
+    assert (done.code, done.err.split(":")[1]) == (1, " nothing was verified")
 
 
 def test_what_cannot_be_written_is_one_line(sealed: Cli, tmp_path: Path) -> None:

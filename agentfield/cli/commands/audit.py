@@ -338,8 +338,7 @@ def report_command(
         with replacing(path) as partial:
             partial.write_text(text, encoding="utf-8")
         invocation.output.note(f"{path}: {number_of(len(report.rows), 'event')}")
-    fault = failure(report.checked.verdict)
-    if fault is not None and report.state == "tampered":
+    if not report.checked.verdict.intact and (fault := failure(report.checked.verdict)) is not None:
         raise fault
 
 

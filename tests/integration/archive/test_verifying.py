@@ -140,9 +140,38 @@ async def test_what_columns_say_beside_the_message_is_compared_with_it(
     column = pyarrow.array(keys).dictionary_encode()
     forged = table.set_column(table.schema.get_field_index("key"), table.schema.field("key"), column)
     pyarrow.parquet.write_table(forged, segment.path)
-    assert (await verdict(sealed, fabric)).intact  # the seals know of messages alone
+    with pytest.raises(DecodeError, match="beside revision 7"):
+        await verdict(sealed, fabric)
     compared = await archiver(fabric, tmp_path).verify()
     assert (compared.equal, compared.found) == (False, ("revision 7", "other columns"))
+
+
+async def test_what_queries_would_read_though_it_is_not_of_the_archive_is_named(sealed: Path, fabric: Fabric) -> None:
+    segment = (await Reading(sealed).segments())[0]
+    stranger = segment.path.with_name("more.parquet")
+    stranger.write_bytes(segment.path.read_bytes())
+    with pytest.raises(InvalidInputError, match=r"more\.parquet is none of the archive's files"):
+        await verdict(sealed, fabric)
+    stranger.unlink()
+    elsewhere = sealed / "day=2020-01-01" / segment.path.name
+    elsewhere.parent.mkdir()
+    segment.path.rename(elsewhere)
+    with pytest.raises(DecodeError, match="revision 1 is not of the day 2020-01-01"):
+        await verdict(sealed, fabric)
+
+
+@pytest.mark.parametrize("name", ["payload", "subject", "revision", "time"])
+async def test_a_part_of_a_message_that_is_missing_is_named(sealed: Path, fabric: Fabric, name: str) -> None:
+    segment = (await Reading(sealed).segments())[0]
+    table = pyarrow.parquet.read_table(segment.path, partitioning=None)
+    at, field = table.schema.get_field_index(name), table.schema.field(name)
+    column = table.column(name).combine_chunks()
+    without = pyarrow.array([row != AT for row in range(table.num_rows)])
+    column = column.filter(without).take(pyarrow.array([*range(AT), None, *range(AT, table.num_rows - 1)]))
+    pyarrow.parquet.write_table(table.set_column(at, field, column), segment.path)
+    with pytest.raises(DecodeError) as caught:
+        await verdict(sealed, fabric)
+    assert caught.value.revision == 7
 
 
 async def test_what_a_trimmed_log_has_kept_is_verified(

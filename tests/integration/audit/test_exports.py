@@ -163,6 +163,54 @@ async def test_any_one_bit_flipped_in_an_event_is_found_and_named(sealed: Fabric
         assert await named(path) == 7, bytes(damaged)
 
 
+def stranger(line: bytes, revision: int) -> bytes:
+    return line.replace(b'"revision":12,', b'"revision":%d,' % revision)
+
+
+async def test_what_was_added_where_no_seal_reaches_is_counted_or_named(sealed: Fabric, tmp_path: Path) -> None:
+    whole, some = tmp_path / "whole", tmp_path / "some"
+    await export(sealed, whole, "jsonl", WHOLE)
+    await export(sealed, some, "jsonl", Selection(Pattern.parse("order_*"), EVERYWHERE))
+    for path in (whole, some):
+        lines = lines_of(path)
+        end = next(at for at, line in enumerate(lines) if line.startswith(b'{"seal"'))
+        last = lines_of(whole)[12]
+        path.write_bytes(b"".join([*lines[:end], stranger(last, 13), *lines[end:]]))
+        result = await verdict(path)
+        assert result.finding is not None
+        assert (result.finding.kind, result.finding.sequence, result.unsealed) == ("inserted", 13, 0)
+        lines[0] = lines[0].replace(b'"last":12', b'"last":14')
+        path.write_bytes(b"".join([*lines[:end], stranger(last, 13), stranger(last, 14), *lines[end:]]))
+        result = await verdict(path)
+        assert (result.intact, result.unsealed) == (True, 2)
+        path.write_bytes(b"".join([*lines[:end], stranger(last, 14), stranger(last, 13), *lines[end:]]))
+        assert not (await verdict(path)).intact
+        path.write_bytes(b"".join([*lines[:-1], stranger(last, 13), lines[-1]]))
+        with pytest.raises(DecodeError, match="not as it was written"):
+            await verdict(path)
+
+
+@pytest.mark.parametrize(
+    ("said", "instead"),
+    [
+        (b'"first":1,', b'"first":2000,'),
+        (b'"first":1,', b'"first":-1,'),
+        (b'"namespace":"', b'"namespace":"other_'),
+        (b'{"end":{"events":12', b'{"end":{"events":"x'),
+    ],
+)
+async def test_an_export_that_contradicts_itself_is_refused(
+    sealed: Fabric, tmp_path: Path, said: bytes, instead: bytes
+) -> None:
+    path = tmp_path / "log"
+    await export(sealed, path, "jsonl", WHOLE)
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(said, instead, 1))
+    assert path.read_bytes() != whole
+    with pytest.raises(InvalidInputError):
+        await verdict(path)
+
+
 async def test_a_seal_that_was_tampered_with_is_found(sealed: Fabric, tmp_path: Path) -> None:
     path = tmp_path / "log"
     await export(sealed, path, "jsonl", WHOLE)
@@ -203,6 +251,25 @@ async def test_a_value_changed_in_parquet_is_named(sealed: Fabric, tmp_path: Pat
     result = await verdict(path)
     assert result.finding is not None
     assert (result.finding.kind, result.finding.sequence) == ("changed", 7)
+
+
+@pytest.mark.parametrize("name", ["key", "operation", "agent", "payload", "revision"])
+async def test_columns_that_do_not_say_what_the_message_says_are_named(
+    sealed: Fabric, tmp_path: Path, name: str
+) -> None:
+    path = tmp_path / "log"
+    await export(sealed, path, "parquet", WHOLE)
+    table = pyarrow.parquet.read_table(path)
+    metadata = pyarrow.parquet.read_metadata(path).metadata
+    field = table.schema.field(name)
+    column = table.column(name).to_pylist()
+    column[6] = "forged" if field.type == "string" else None
+    changed = table.set_column(table.schema.names.index(name), field, pyarrow.array(column, field.type))
+    pyarrow.parquet.write_table(changed.replace_schema_metadata(metadata), path)
+    assert await named(path) == 7
+    pyarrow.parquet.write_table(table.drop_columns(["headers"]).replace_schema_metadata(metadata), path)
+    with pytest.raises(InvalidInputError, match="columns"):
+        await verdict(path)
 
 
 async def test_a_selection_is_verified_as_far_as_it_can_be(sealed: Fabric, tmp_path: Path, namespace: str) -> None:
