@@ -88,8 +88,15 @@ class DuckView(FileView):
         connection.execute("BEGIN TRANSACTION")
 
     def end(self, connection: Any, *, keep: bool) -> None:
-        """Commit or roll back."""
+        """Commit or roll back. Raises duckdb.Error if an error has ended the transaction, and was passed over."""
         if keep:
+            try:
+                connection.execute("SELECT 1")  # a commit of what was aborted rolls back, and says nothing
+            except _duckdb().TransactionException as error:
+                raise type(error)(
+                    "an error was passed over, and DuckDB undoes the whole transaction after one: let apply raise it, "
+                    "or look before the statement whether it can be done"
+                ) from error
             connection.commit()
             return
         with suppress(_duckdb().TransactionException):  # there was none

@@ -24,26 +24,47 @@ class SqliteTransaction:
 
     def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
         """Run one statement with its parameters; returns a cursor."""
+        _check_begun(self._connection)
         try:
             return self._connection.execute(sql, parameters)
         except sqlite3.DatabaseError as error:
-            _explain(sql, error)
+            self._explain(sql, error)
             raise
 
     def executemany(self, sql: str, parameters: Iterable[Any], /) -> sqlite3.Cursor:
         """Run one statement with each of many sets of parameters."""
+        _check_begun(self._connection)
         try:
             return self._connection.executemany(sql, parameters)
         except sqlite3.DatabaseError as error:
-            _explain(sql, error)
+            self._explain(sql, error)
             raise
 
+    def _explain(self, sql: object, error: sqlite3.DatabaseError) -> None:
+        """Raise what a statement that is the runner's own comes to; SQLite itself says no more than ``not authorized``.
 
-def _explain(sql: object, error: sqlite3.DatabaseError) -> None:
-    """Raise what a statement that is the runner's own comes to; SQLite itself says no more than ``not authorized``."""
-    why = refusal(sql)
-    if why is not None:
-        raise sqlite3.ProgrammingError(why) from error
+        One may also end the transaction by what it does about a conflict, which nobody sees in it beforehand.
+        """
+        why = refusal(sql)
+        if why is not None:
+            raise sqlite3.ProgrammingError(why) from error
+        if isinstance(error, sqlite3.IntegrityError) and not self._connection.in_transaction:
+            raise sqlite3.IntegrityError(f"{error}; {_ENDED}") from error
+
+
+_ENDED = (
+    "that conflict has rolled back the runner's transaction, with every event in it: in the place of OR ROLLBACK, "
+    "ON CONFLICT ROLLBACK, or RAISE(ROLLBACK, ...) of a trigger, say ABORT"
+)
+
+
+def _check_begun(connection: sqlite3.Connection) -> None:
+    """Raises sqlite3.Error if the runner's transaction was ended by a conflict, and ``apply`` went on regardless.
+
+    Without it, every statement would be stored by itself, apart from the checkpoint.
+    """
+    if not connection.in_transaction:
+        raise sqlite3.ProgrammingError(f"an error was passed over: {_ENDED}")
 
 
 class SqliteView(FileView):
@@ -90,7 +111,9 @@ class SqliteView(FileView):
         connection.execute("BEGIN IMMEDIATE" if write else "BEGIN")
 
     def end(self, connection: sqlite3.Connection, *, keep: bool) -> None:
-        """Commit or roll back, if a transaction is open."""
+        """Commit; or roll back, if a transaction is open. Raises sqlite3.Error if there is none to commit."""
+        if keep:
+            _check_begun(connection)
         self._ours = True
         try:
             # Methods, since the statements they compile are not kept where others could use them again.

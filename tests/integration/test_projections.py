@@ -359,6 +359,30 @@ async def test_apply_is_told_why_a_statement_is_its_runners(
     assert chains_in(store.root / "chain.sqlite") == {}
 
 
+@pytest.mark.parametrize("passes_over", [False, True])
+@pytest.mark.parametrize("and_more", [False, True])
+async def test_a_conflict_that_ends_the_transaction_stops_the_projection(
+    memory: Memory, source: Source, store: Directory, passes_over: bool, and_more: bool
+) -> None:
+    class RollingBack(Chain):
+        def apply(self, event: Event, view: Any) -> None:
+            try:
+                view.execute("INSERT OR ROLLBACK INTO chains VALUES (?, 1, '')", (event.key,))
+            except sqlite3.IntegrityError:
+                if not passes_over:
+                    raise
+
+    await memory.set_many({"item_1": 1, "item_2": 1})
+    last = await memory.set("item_1", 2)
+    if and_more:
+        await memory.set("item_3", 1)
+    with pytest.raises(ProjectionError, match=r"has rolled back the runner's transaction.*say ABORT"):
+        await Runner(source, RollingBack(), store).catch_up()
+    before = {} if passes_over else {"item_1": (1, ""), "item_2": (1, "")}
+    assert chains_in(store.root / "chain.sqlite") == before
+    assert checkpoint_in(store.root / "chain.sqlite") == (0 if passes_over else last - 1)
+
+
 async def test_several_that_catch_up_at_once_apply_every_event_once(
     memory: Memory, source: Source, store: Directory
 ) -> None:

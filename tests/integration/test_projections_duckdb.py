@@ -135,6 +135,23 @@ async def test_apply_is_told_why_a_statement_is_its_runners(
     assert rows(store) == {}
 
 
+async def test_an_error_that_apply_passes_over_stops_the_projection(
+    memory: Memory, source: Source, store: Directory
+) -> None:
+    class PassingOver(Totals):
+        def apply(self, event: Event, view: Any) -> None:
+            try:
+                view.execute("INSERT INTO totals VALUES (?, 1, 1)", (event.key,))
+            except duckdb.Error:
+                return
+
+    await write(memory, 10)
+    await memory.set("item_1", 1)
+    with pytest.raises(ProjectionError, match=r"an error was passed over.*let apply raise it"):
+        await Runner(source, PassingOver(), store).catch_up()
+    assert rows(store) == {}
+
+
 async def test_a_new_version_may_move_to_another_store(memory: Memory, source: Source, store: Directory) -> None:
     class InSqlite(Totals):
         version = 2
