@@ -27,7 +27,7 @@ from agentfield.fabric.acknowledging import Acknowledging
 from agentfield.fabric.connection import ConnectionState
 from agentfield.fabric.consuming import ConsumerSpec, Item, Shortened
 from agentfield.fabric.durable import GROUP, PIN_TIMEOUT, Durable
-from agentfield.fabric.faults import Fault, ServerFault, error_of
+from agentfield.fabric.faults import Fault, ServerFault, Verdict, error_of
 from agentfield.fabric.gaps import Gaps
 from agentfield.fabric.handing import Handing
 from agentfield.fabric.jetstream import backoff
@@ -183,8 +183,7 @@ class PinnedConsumer:
                 except ClosedError:
                     raise
                 except (Fault, AgentFieldError, TimeoutError) as error:
-                    level = logging.WARNING if isinstance(error, AccessDeniedError) else logging.DEBUG
-                    logger.log(level, "consumer %s: %r", self._spec.name, error)
+                    logger.log(_level(error), "consumer %s: %r", self._spec.name, error)
                     self._release()
                     await asyncio.sleep(backoff(attempt))
                     attempt += 1
@@ -277,3 +276,9 @@ class PinnedConsumer:
         self._acks.forget()
         self._gaps.forget()
         self._handing.end()
+
+
+def _level(error: Exception) -> int:
+    """How loudly to say why a turn has ended: what time and trying again may not mend must not pass in silence."""
+    refused = isinstance(error, ServerFault) and error.verdict not in (Verdict.ABSENT, Verdict.RETRY)
+    return logging.WARNING if refused or isinstance(error, AccessDeniedError) else logging.DEBUG
