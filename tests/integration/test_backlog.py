@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
+from datetime import UTC, datetime
 from functools import partial
 from typing import NoReturn
 
@@ -12,6 +13,8 @@ from agentfield import AccessDeniedError, ResyncRequired
 from agentfield.codec import Record
 from agentfield.fabric.consumers import feeding
 from agentfield.fabric.consumers.consumer import PIN_TIMEOUT, PinnedConsumer
+from agentfield.fabric.consumers.consuming import Start
+from agentfield.fabric.consumers.durable import GROUP
 from agentfield.fabric.consumers.live import LiveConsumer
 from agentfield.fabric.consumers.progress import WINDOW
 from agentfield.fabric.fabric import Fabric
@@ -102,6 +105,29 @@ async def test_a_consumer_far_behind_hands_out_all_in_order_and_goes_on_live(fab
     assert running.handled == heard(1, 4100)
     assert running.skipped == []
     assert feeds == [1, 4001]
+
+
+@pytest.mark.parametrize("start", ["new", datetime(2020, 1, 1, tzinfo=UTC), 3])
+async def test_wherever_a_consumer_began_it_catches_up(fabric: Fabric, feeds: list[int], start: Start) -> None:
+    await PinnedConsumer(fabric.log, spec(fabric, *HEARD, start=start)).ensure()
+    await write_many(fabric, names(1, 4000))
+    async with instance(fabric, *HEARD) as running:
+        await running.reached(4000)
+        await eventually(lambda: has_floor(fabric, 4000))
+    assert running.handled == heard(3 if start == 3 else 1, 4000)
+    assert len(running.activations) == 1
+    assert len(feeds) == 2
+
+
+async def test_one_that_the_server_does_not_move_catches_up_by_itself(fabric: Fabric, feeds: list[int]) -> None:
+    config: dict[str, object] = {"durable_name": "consumer", "ack_policy": "all", "deliver_policy": "new"}
+    config |= {"priority_groups": [GROUP], "priority_policy": "pinned_client", "filter_subjects": ["old"]}
+    await api(fabric.connection, f"CONSUMER.DURABLE.CREATE.{fabric.log.stream}.consumer",
+              {"stream_name": fabric.log.stream, "config": config})  # fmt: skip
+    await write_many(fabric, names(1, 4000))
+    async with instance(fabric, *HEARD) as running:
+        await running.reached(4000)
+    assert feeds == []
 
 
 async def test_few_events_are_not_worth_any_reader(fabric: Fabric, feeds: list[int]) -> None:

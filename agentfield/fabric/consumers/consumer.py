@@ -35,7 +35,7 @@ from agentfield.fabric.consumers.handing import Handing
 from agentfield.fabric.consumers.progress import Progress
 from agentfield.fabric.consumers.pulling import Pulls
 from agentfield.fabric.consumers.turn import Turn
-from agentfield.fabric.faults import Fault, ServerFault, error_of
+from agentfield.fabric.faults import Fault, ServerFault, Verdict, error_of
 from agentfield.fabric.jetstream import backoff
 from agentfield.fabric.log import Log
 from agentfield.fabric.wire.connection import ConnectionState
@@ -206,8 +206,7 @@ class PinnedConsumer:
                 except ClosedError:
                     raise
                 except (Fault, AgentFieldError, TimeoutError) as error:
-                    level = logging.WARNING if isinstance(error, AccessDeniedError) else logging.DEBUG
-                    logger.log(level, "consumer %s: %r", self._spec.name, error)
+                    logger.log(_level(error), "consumer %s: %r", self._spec.name, error)
                     self._release()
                     await asyncio.sleep(backoff(attempt))
                     attempt += 1
@@ -338,3 +337,9 @@ class PinnedConsumer:
 def _pinned(info: Mapping[str, Any]) -> str:
     """By which the server knows the active instance of a consumer; empty if there is none."""
     return "".join(group.get("pinned_client_id") or "" for group in info.get("priority_groups") or ())
+
+
+def _level(error: Exception) -> int:
+    """How loudly to say why a turn has ended: what time and trying again may not mend must not pass in silence."""
+    refused = isinstance(error, ServerFault) and error.verdict not in (Verdict.ABSENT, Verdict.RETRY)
+    return logging.WARNING if refused or isinstance(error, AccessDeniedError) else logging.DEBUG

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Any, Literal, NamedTuple, Protocol
+from datetime import datetime
+from typing import Literal, NamedTuple, Protocol
 
 from agentfield.codec import Record
 
@@ -111,19 +111,3 @@ class Consumer(Protocol):
 
     def is_handled(self, sequence: int) -> bool:
         """Whether the event is known to have been handled, or came before the beginning."""
-
-
-def deliver_policy(start: Start) -> Mapping[str, Any]:
-    """Where a new durable consumer begins, in the server's words. A revision is the first one delivered.
-
-    Present values are not the server's to give: its ``last_per_subject`` forgets, on a reset, the values that were
-    delivered and not acknowledged. So such a consumer begins where the log does, and its owner passes over the past.
-    """
-    if start in ("all", "current"):
-        return {"deliver_policy": "all"}
-    if isinstance(start, datetime):
-        moment = start.astimezone(UTC).isoformat().replace("+00:00", "Z")
-        return {"deliver_policy": "by_start_time", "opt_start_time": moment}
-    if isinstance(start, int):
-        return {"deliver_policy": "by_start_sequence", "opt_start_seq": max(1, start)}
-    return {"deliver_policy": "new"}

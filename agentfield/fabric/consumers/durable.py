@@ -13,7 +13,8 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from agentfield.fabric.consumers.consuming import ConsumerSpec, deliver_policy
+from agentfield.fabric.consumers.beginning import beginning, can_be_moved, deliver_policy
+from agentfield.fabric.consumers.consuming import ConsumerSpec
 from agentfield.fabric.consumers.progress import Progress
 from agentfield.fabric.faults import Fault, ServerFault, Verdict, error_of
 from agentfield.fabric.jetstream import PATIENCE, api
@@ -42,6 +43,8 @@ class Durable:
         """Where the present values end and their changes begin; None for a consumer that begins elsewhere."""
         self.log_start = 1
         """Where the log begins, as far as that has been reported."""
+        self.can_be_moved = False
+        """Whether it can be reset to go on after what was handled of events that it did not deliver."""
 
     async def ensure(self, *, declare: bool = True) -> None:
         """Create the consumer, or make an existing one hear what it should; where it stands is never changed.
@@ -69,6 +72,7 @@ class Durable:
     def note(self, info: Mapping[str, Any]) -> None:
         """Remember what the consumer knows, should it be deleted: a standby knows it only from here."""
         self._progress.raise_floor(int(info["ack_floor"]["stream_seq"]))
+        self.can_be_moved = can_be_moved(info["config"])
         metadata = info["config"].get("metadata") or {}
         if _SEAM in metadata:
             self.seam = int(metadata[_SEAM])
@@ -95,13 +99,13 @@ class Durable:
         spec, floor = self._spec, self._progress.floor
         config = _config(spec)
         if floor is None:
-            config |= deliver_policy(spec.start)
+            config |= deliver_policy(await beginning(self._log, spec.start, state))
             if spec.start == "current":
                 self.seam = int(state["last_seq"])
             if spec.start in ("new", "current"):  # what was taken out before that is not missed
                 self.log_start = int(state["first_seq"])
         else:
-            config |= {"deliver_policy": "by_start_sequence", "opt_start_seq": floor + 1}
+            config |= deliver_policy(floor + 1)
             logger.warning(
                 "consumer %s is gone from the server: it is made again, to go on after revision %d", spec.name, floor
             )

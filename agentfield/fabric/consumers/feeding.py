@@ -45,7 +45,9 @@ class Feeding:
 
     def pays(self, pending: int) -> bool:
         """Whether so many events that lie behind are better read than pulled."""
-        return pending >= FAR and 1 < len(self._spec.filters) <= MOST_FILTERS and not self._forbidden
+        if pending < FAR or self._forbidden or not self._durable.can_be_moved:
+            return False
+        return 1 < len(self._spec.filters) <= MOST_FILTERS
 
     def forbid(self) -> None:
         """The server does not permit it: from now on, it never pays."""

@@ -12,9 +12,9 @@ import asyncio
 import logging
 from collections import deque
 from contextlib import aclosing
-from datetime import datetime
 
 from agentfield.errors import AccessDeniedError, AgentFieldError, ClosedError, ResyncRequired
+from agentfield.fabric.consumers.beginning import beginning
 from agentfield.fabric.consumers.consuming import Activated, ConsumerSpec, Item, Shortened
 from agentfield.fabric.consumers.progress import Progress
 from agentfield.fabric.jetstream import backoff
@@ -50,17 +50,9 @@ class LiveConsumer:
         """Fix where it begins. Raises :class:`UnavailableError`."""
         if self._progress.floor is not None:
             return
-        start = self._spec.start
-        last = int((await self._log.state())["last_seq"])
-        floor = last
-        if start in ("all", "current"):
-            floor = 0
-            self._seam = last if start == "current" else None
-        elif isinstance(start, datetime):
-            floor = await self._log.sequence_at(start) - 1
-        elif isinstance(start, int):
-            floor = max(1, start) - 1
-        self._progress.raise_floor(floor)
+        state = await self._log.state()
+        self._seam = int(state["last_seq"]) if self._spec.start == "current" else None
+        self._progress.raise_floor(await beginning(self._log, self._spec.start, state) - 1)
 
     async def run(self) -> None:
         """Get events, until cancelled. Outlives outages."""
