@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import random
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from datetime import timedelta
@@ -242,8 +242,9 @@ async def test_of_writers_that_race_with_different_ttls_the_one_stored_last_deci
     async with AsyncExitStack() as stack:
         writers = [await stack.enter_async_context(connect(server.url, namespace=namespace)) for _ in range(3)]
         keys = [f"key_{number}" for number in range(100)]
-        ttls = (0.4, 1000.0, 0.4)
-        for key in keys:
+        for number, key in enumerate(keys):
+            ttls = deque((0.4, 1000.0, 0.4))
+            ttls.rotate(number)  # else the one that begins last may be stored last every time
             await asyncio.gather(*(writer.set(key, ttl, ttl=ttl) for writer, ttl in zip(writers, ttls, strict=True)))
         memory = writers[0]
         last: dict[str, Event] = {}
