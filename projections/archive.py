@@ -22,9 +22,10 @@ from agentfield.archive.reading import batches, otherwise
 from agentfield.audit.source import Live, stored_of
 from agentfield.codec import Record
 from agentfield.subject import Subjects
+from projections.comparing import Verdict
 from projections.messages import Messages
-from projections.projection import Projection
-from projections.runner import Runner, Verdict
+from projections.projection import Projection, Selection
+from projections.runner import Runner
 from projections.source import EVERY_MESSAGE, Batch, Source
 from projections.stores.archive import KIND, NAME, NEVER, ArchiveStore, ArchiveTransaction, ArchiveView
 
@@ -50,7 +51,6 @@ class Archiver(Runner):
 
     def __init__(self, source: Source, projection: Archive, path: Path) -> None:
         super().__init__(source, projection, ArchiveStore(source, path))
-        self.selection = EVERY_MESSAGE
         self.path = path
 
     async def rebuild(self) -> NoReturn:
@@ -62,7 +62,7 @@ class Archiver(Runner):
 
         What was trimmed off the log cannot be compared with it, but with the seals: see ``agentfield audit verify``.
         """
-        live = await self._existing()
+        live = await self._generations.existing()
         assert isinstance(live, ArchiveView)
         return await compared(self.source, await live.segments())
 
@@ -70,6 +70,9 @@ class Archiver(Runner):
     def keeps_values(self) -> bool:
         """What is personal is archived as it is stored, encrypted."""
         return False
+
+    def _selected(self) -> Selection:
+        return EVERY_MESSAGE
 
     def _feed(self, start: int) -> Stretches:
         return Stretches(self.source, start)

@@ -1,28 +1,26 @@
 """The runner: keeps the view of one projection current, and makes it anew.
 
-Owns: which generation of a view is worked on, when, and by whom. Several runners of one projection on one store take
-turns: a lease says who is active, and the view itself refuses whoever is not where it stands, so that a runner which
-was paused and believes to be active changes nothing. Invariants: every event is in the view once, whatever dies; a
-rebuild never shows until it is at least where the live view is; a failure stops this projection alone.
+Owns: when the view is worked on or replaced, and by whom. Several runners of one projection on one store take turns: a
+lease says who is active, and the view itself refuses whoever is not where it stands, so that a runner which was paused
+and believes to be active changes nothing. Invariants: every event is in the view once, whatever dies; a rebuild never
+shows until it is at least where the live view is; a failure stops this projection alone.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from itertools import zip_longest
-from typing import Any
 
-from agentfield import Erasure, InvalidInputError, NotFoundError, ProjectionError, UnavailableError
+from agentfield import Erasure, ProjectionError, UnavailableError
+from projections.comparing import Verdict, compare
 from projections.erasures import Erasures
-from projections.folding import BATCH, Folder, forgetting, preparing
+from projections.folding import BATCH, Folder, forgetting
+from projections.generations import Generations
 from projections.projection import Projection, Selection, check
 from projections.source import Batch, Batches, Lease, Source, check_selection
-from projections.view import Busy, Fold, Head, Moment, Moved, Store, View
+from projections.view import Busy, Head, Moved, Store, View
 
 logger = logging.getLogger("agentfield.projections")
 
@@ -32,25 +30,6 @@ _AGAIN = 1.0
 """Seconds until an outage is tried again; the connection itself comes back as soon as it can."""
 _CHASE = 5
 """Rounds in which a rebuild comes closer to the live view before it holds that one."""
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What comparing a view with a rebuilt one showed."""
-
-    checkpoint: int
-    """Up to where both were made."""
-    rows: int
-    """How many rows were equal."""
-    found: Sequence[Any] | None = None
-    """The first row of the view that differs; None if it lacks one, or nothing differs."""
-    expected: Sequence[Any] | None = None
-    """What the rebuilt view has in its place; None if it has none."""
-
-    @property
-    def equal(self) -> bool:
-        """Whether every row is the same."""
-        return self.found is None and self.expected is None
 
 
 def view_name(name: str, store: Store, kind: str) -> str:
@@ -66,10 +45,11 @@ class Runner:
         self.name = projection.name
         self.source = source
         self.store = store
-        self.selection = check_selection(Selection.of(projection))
+        self.selection = self._selected()
         self._erasures = Erasures(
             source, self.name, view_name(self.name, store, projection.store), keeps=self.keeps_values
         )
+        self._generations = Generations(source, self.projection, store, self.selection, self._erasures)
 
     async def run(self) -> None:
         """Keep the view current until cancelled; stand by while another instance does.
@@ -124,7 +104,7 @@ class Runner:
         """The same; raises Moved if somebody else is at it. The live view is closed."""
         try:
             paused = (await live.head()).paused
-            async with self._building() as view:
+            async with self._generations.building() as view:
                 head = await view.head()
                 folder, generation = Folder(self.projection, view, head), head.generation
                 for _ in range(_CHASE):
@@ -152,16 +132,16 @@ class Runner:
 
         The view may be run meanwhile. Raises :class:`NotFoundError` if there is none, else as :meth:`catch_up`.
         """
-        live = await self._existing()
+        live = await self._generations.existing()
         try:
             async with live.frozen() as ours:
-                self._check_fit(ours.head)
-                head = await self._new_head()
-                scratch = await self.store.scratch(self.projection.store, head, self._prepare)
+                self._generations.check_fit(ours.head)
+                head = await self._generations.new_head()
+                scratch = await self.store.scratch(self.projection.store, head, self._generations.prepare)
                 try:
                     await self._fold(Folder(self.projection, scratch, head), ours.head.checkpoint)
                     async with scratch.frozen() as anew:
-                        return await live.call(self._compare, live, ours, anew)
+                        return await live.call(compare, self.projection, live, ours, anew)
                 finally:
                     await scratch.aclose()
         finally:
@@ -169,7 +149,7 @@ class Runner:
 
     async def pause(self, paused: bool) -> None:
         """Let no instance advance the view, or let it go on. Raises :class:`NotFoundError` if there is none."""
-        live = await self._existing()
+        live = await self._generations.existing()
         try:
             await live.pause(paused)
         finally:
@@ -179,6 +159,10 @@ class Runner:
     def keeps_values(self) -> bool:
         """Whether the view holds values in plain, so that an erasure concerns it."""
         return True
+
+    def _selected(self) -> Selection:
+        """What of the log is heard."""
+        return check_selection(Selection.of(self.projection))
 
     def lease(self) -> Lease:
         """What this runner and its like compete for, as an async context manager."""
@@ -192,17 +176,17 @@ class Runner:
         """
         live = await self.store.live(self.name)
         if live is None:
-            live = await self.store.create(self.projection.store, await self._new_head(), self._prepare)
+            live = await self._generations.create()
         try:
             head = await live.head()
             if head.version < self.projection.version and not head.paused:
                 await live.aclose()
                 logger.info("projection %s: from version %d to %d", self.name, head.version, self.projection.version)
                 await self.rebuild()
-                live = await self._existing()
+                live = await self._generations.existing()
                 head = await live.head()
-            await self._check_log(head)
-            self._check_fit(head)
+            await self._generations.check_log(head)
+            self._generations.check_fit(head)
             live = await self._without_erased(live, head)
             yield live
         finally:
@@ -274,7 +258,7 @@ class Runner:
             if not await self._taken_out(live, head, erasures):
                 logger.info("projection %s: made anew without what was erased", self.name)
                 await self._rebuild(live)
-                live = await self._existing()
+                live = await self._generations.existing()
             last = max(last, erasures[-1].revision)
         await self._erasures.honoured(last)
         return live
@@ -310,81 +294,3 @@ class Runner:
 
     def _feed(self, start: int) -> Batches:
         return self.source.feed(self.selection, start, previous=self.projection.previous)
-
-    @asynccontextmanager
-    async def _building(self) -> AsyncIterator[View]:
-        """The generation to come, as far as it is made; whatever is no use any more is removed."""
-        view = await self.store.building(self.name)
-        if view is not None:
-            head = await view.head()
-            wanted = (self.projection.version, self.selection, await self.source.log_id())
-            if (head.version, head.selection, head.log) != wanted or head.erased < await self._erasures.last():
-                await view.aclose()
-                await self.store.discard(self.name, head.generation)
-                view = None
-        if view is None:
-            view = await self.store.create(self.projection.store, await self._new_head(), self._prepare)
-        try:
-            yield view
-        finally:
-            await view.aclose()
-
-    async def _existing(self) -> View:
-        live = await self.store.live(self.name)
-        if live is None:
-            raise NotFoundError(f"there is no view of {self.name!r} in this store: run the projection first")
-        return live
-
-    async def _new_head(self) -> Head:
-        return Head(
-            name=self.name,
-            version=self.projection.version,
-            generation=1,
-            log=await self.source.log_id(),
-            selection=self.selection,
-            checkpoint=0,
-            events=0,
-            skipped=0,
-            paused=False,
-            error=None,
-            failed_at=None,
-            updated=datetime.now(UTC),
-            erased=await self._erasures.last(),
-        )
-
-    @property
-    def _prepare(self) -> Fold:
-        return preparing(self.projection)
-
-    async def _check_log(self, head: Head) -> None:
-        log = await self.source.log_id()
-        if head.log != log:
-            raise ProjectionError(
-                f"the view of {self.name} was made from another log ({head.log}, this is {log}): rebuild it, or keep "
-                "views of different servers in different stores",
-                projection=self.name,
-            )
-
-    def _check_fit(self, head: Head) -> None:
-        ours = self.projection.version
-        if head.version != ours:
-            raise InvalidInputError(
-                f"the view of {self.name} is of version {head.version}, and this code of version {ours}: run the newer"
-                " code, or let the older view go with `agentfield projections remove`"
-            )
-        if head.selection != self.selection:
-            raise InvalidInputError(
-                f"projection {self.name} hears other patterns or scopes than its view was made of: raise its version"
-            )
-
-    def _compare(self, live: View, ours: Moment, anew: Moment) -> Verdict:
-        def rows(moment: Moment) -> Iterable[Sequence[Any]]:
-            chosen = self.projection.snapshot(moment.content)
-            return live.rows(moment.content) if chosen is None else chosen
-
-        count = 0
-        for found, expected in zip_longest(rows(ours), rows(anew)):
-            if found != expected:
-                return Verdict(ours.head.checkpoint, count, found, expected)
-            count += 1
-        return Verdict(ours.head.checkpoint, count)

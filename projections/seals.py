@@ -19,9 +19,10 @@ from agentfield.audit.nkey import Signer
 from agentfield.audit.seal import MAX_EVENTS, Seal
 from agentfield.audit.source import stored_of
 from agentfield.codec import Record
+from projections.comparing import Verdict
 from projections.messages import Messages
-from projections.projection import Projection
-from projections.runner import Runner, Verdict
+from projections.projection import Projection, Selection
+from projections.runner import Runner
 from projections.source import EVERY_MESSAGE, Batch, Source
 from projections.stores.seals import KIND, NAME, NEVER, Message, SealStore, SealTransaction
 
@@ -70,7 +71,6 @@ class Sealer(Runner):
                 "seals are signed: give the key with --key FILE; `agentfield audit keygen FILE` makes one"
             )
         super().__init__(source, projection, SealStore(source, projection.signer, projection.made))
-        self.selection = EVERY_MESSAGE
         self._seals = projection
 
     async def rebuild(self) -> NoReturn:
@@ -89,6 +89,9 @@ class Sealer(Runner):
     def keeps_values(self) -> bool:
         """Seals hold digests of what is stored, and personal values are stored encrypted."""
         return False
+
+    def _selected(self) -> Selection:
+        return EVERY_MESSAGE
 
     def _feed(self, start: int) -> Stretches:
         return Stretches(self.source, start, every=self._seals.every, within=self._seals.within)

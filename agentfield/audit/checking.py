@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
 from contextlib import aclosing
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypedDict, TypeVar, Unpack
 
 from agentfield.archive.columns import parts_of, schema
 from agentfield.archive.directory import Segment
@@ -21,7 +21,7 @@ from agentfield.audit.jsonl import Export
 from agentfield.audit.parquet import ParquetExport
 from agentfield.audit.seal import SignedSeal
 from agentfield.audit.source import Live
-from agentfield.audit.verifying import Extent, Verdict, Witness, verify
+from agentfield.audit.verifying import Events, Extent, Verdict, Witness, verify
 from agentfield.errors import DecodeError, InvalidInputError
 from agentfield.fabric.fabric import Fabric
 from agentfield.subject import Subjects
@@ -50,41 +50,25 @@ class Checked(NamedTuple):
     spans: list[Span]
 
 
-async def check_live(
-    fabric: Fabric,
-    *,
-    trusted: Collection[str] = (),
-    witness: Witness | None = None,
-    start: int = 1,
-    stop: int | None = None,
-) -> Checked:
+class Terms(TypedDict, total=False):
+    """What is verified of it, and whom to believe; as for :func:`~agentfield.audit.verifying.verify`."""
+
+    trusted: Collection[str]
+    witness: Witness | None
+    start: int
+    stop: int | None
+
+
+async def check_live(fabric: Fabric, **terms: Unpack[Terms]) -> Checked:
     """Verify the log on the server by the seals on the server."""
     live = Live(fabric)
     last = await live.last_seal()  # before the log's extent: so the log reaches at least as far as the seals
-    spans: list[Span] = []
-    async with aclosing(_noted(live.seals(0 if last is None else last.sequence), spans)) as seals:
-        extent = await live.extent()
-        verdict = await verify(
-            lambda begin: _seen(live.read(begin, extent.last)),
-            seals,
-            extent,
-            trusted=trusted,
-            witness=witness,
-            start=start,
-            stop=stop,
-        )
-    return Checked(verdict, spans)
+    extent = await live.extent()
+    seals = live.seals(0 if last is None else last.sequence)
+    return await _checked(lambda begin: _seen(live.read(begin, extent.last)), seals, extent, **terms)
 
 
-async def check_export(
-    path: Path,
-    *,
-    by: Fabric | None = None,
-    trusted: Collection[str] = (),
-    witness: Witness | None = None,
-    start: int = 1,
-    stop: int | None = None,
-) -> Checked:
+async def check_export(path: Path, *, by: Fabric | None = None, **terms: Unpack[Terms]) -> Checked:
     """Verify an export by its own seals, or by those on a server.
 
     Raises InvalidInputError if the file is no export, and DecodeError at a place where it is damaged so that it cannot
@@ -93,34 +77,20 @@ async def check_export(
     export = open_export(path)
     extent = export.header.extent
     if by is None:
-        source = _asynchronously(export.seals())
+        seals = _asynchronously(export.seals())
     else:
-        source = await _seals_on(by, extent.stream, path)
-    spans: list[Span] = []
-    async with aclosing(_noted(source, spans)) as seals:
-        verdict = await verify(
-            lambda _: _seen(_asynchronously(export.events())),
-            seals,
-            extent,
-            trusted=trusted,
-            witness=witness,
-            start=start,
-            stop=stop,
-            selection=export.header.selection is not None,
-            excerpt=by is not None,
-        )
-    return Checked(verdict, spans)
+        seals = await _seals_on(by, extent.stream, path)
+    return await _checked(
+        lambda _: _seen(_asynchronously(export.events())),
+        seals,
+        extent,
+        selection=export.header.selection is not None,
+        excerpt=by is not None,
+        **terms,
+    )
 
 
-async def check_archive(
-    path: Path,
-    *,
-    by: Fabric,
-    trusted: Collection[str] = (),
-    witness: Witness | None = None,
-    start: int = 1,
-    stop: int | None = None,
-) -> Checked:
+async def check_archive(path: Path, *, by: Fabric, **terms: Unpack[Terms]) -> Checked:
     """Verify an archive by the seals on its server.
 
     Raises InvalidInputError if there is no archive, or one of another log, and DecodeError at a place where it is
@@ -137,18 +107,22 @@ async def check_archive(
         )
     log = segments[0].log
     extent = Extent(log.stream, log.created, segments[0].first, segments[-1].last)
+    seals = await _seals_on(by, log.stream, path)
+    return await _checked(lambda begin: _archived(segments, begin), seals, extent, excerpt=True, **terms)
+
+
+async def _checked(
+    messages: Events,
+    seals: AsyncGenerator[SignedSeal, None],
+    extent: Extent,
+    *,
+    selection: bool = False,
+    excerpt: bool = False,
+    **terms: Unpack[Terms],
+) -> Checked:
     spans: list[Span] = []
-    async with aclosing(_noted(await _seals_on(by, log.stream, path), spans)) as seals:
-        verdict = await verify(
-            lambda begin: _archived(segments, begin),
-            seals,
-            extent,
-            trusted=trusted,
-            witness=witness,
-            start=start,
-            stop=stop,
-            excerpt=True,
-        )
+    async with aclosing(_noted(seals, spans)) as noted:
+        verdict = await verify(messages, noted, extent, selection=selection, excerpt=excerpt, **terms)
     return Checked(verdict, spans)
 
 

@@ -48,11 +48,6 @@ class Past(Listing):
 
     @overload
     async def get(
-        self, key: str, default: Any = None, scope: str | None = None, scope_id: str | None = None
-    ) -> Any: ...
-
-    @overload
-    async def get(
         self,
         key: str,
         default: Any = None,
@@ -62,7 +57,7 @@ class Past(Listing):
         as_type: type[T],
     ) -> T: ...
 
-    # What type checkers do not take for a type, though it is one: int | None, Literal, Annotated.
+    # None, and what type checkers do not take for a type, though it is one: int | None, Literal, Annotated.
     @overload
     async def get(
         self,
@@ -71,7 +66,7 @@ class Past(Listing):
         scope: str | None = None,
         scope_id: str | None = None,
         *,
-        as_type: Any,
+        as_type: Any = None,
     ) -> Any: ...
 
     async def get(

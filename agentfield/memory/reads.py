@@ -43,22 +43,11 @@ class Reads(Base, Listing):
         scope: str | None = None,
         scope_id: str | None = None,
         *,
-        consistency: Consistency = "strong",
-    ) -> Any: ...
-
-    @overload
-    async def get(
-        self,
-        key: str,
-        default: Any = None,
-        scope: str | None = None,
-        scope_id: str | None = None,
-        *,
         as_type: type[T],
         consistency: Consistency = "strong",
     ) -> T: ...
 
-    # What type checkers do not take for a type, though it is one: int | None, Literal, Annotated.
+    # None, and what type checkers do not take for a type, though it is one: int | None, Literal, Annotated.
     @overload
     async def get(
         self,
@@ -67,7 +56,7 @@ class Reads(Base, Listing):
         scope: str | None = None,
         scope_id: str | None = None,
         *,
-        as_type: Any,
+        as_type: Any = None,
         consistency: Consistency = "strong",
     ) -> Any: ...
 

@@ -270,7 +270,7 @@ async def test_what_was_decrypted_before_an_erasure_is_not_added_after_it(
 ) -> None:
     """Somebody else drops what was erased while this one has a batch in its hands that still holds it."""
     runner = Runner(source, Forgetting(), store)
-    await store.directory.create("sqlite", await runner._new_head(), runner._prepare)
+    await store.directory.create("sqlite", await runner._generations.new_head(), runner._generations.prepare)
     until = Feed.until
     between = True
 
@@ -384,8 +384,8 @@ async def test_what_a_rebuild_and_a_comparison_left_behind_goes_as_well(
 ) -> None:
     runner = Runner(source, Forgetting(), store)
     await runner.catch_up()
-    building = await store.create("sqlite", await runner._new_head(), runner._prepare)
-    scratch = await store.scratch("sqlite", await runner._new_head(), runner._prepare)
+    building = await store.create("sqlite", await runner._generations.new_head(), runner._generations.prepare)
+    scratch = await store.scratch("sqlite", await runner._generations.new_head(), runner._generations.prepare)
     for view in (building, scratch):
         await _fold(runner, view)
     scratch.temporary = False  # type: ignore[attr-defined]  # whoever compared them was killed
@@ -412,7 +412,7 @@ async def test_a_rebuild_that_was_begun_before_an_erasure_is_begun_anew(
 ) -> None:
     runner = Runner(source, Kept(), store)
     await runner.catch_up()
-    building = await store.create("sqlite", await runner._new_head(), runner._prepare)
+    building = await store.create("sqlite", await runner._generations.new_head(), runner._generations.prepare)
     await _fold(runner, building)
     await building.aclose()
     await erase(user)
