@@ -26,6 +26,8 @@ INTERRUPTED: Final = 130
 """What a shell makes of SIGINT (128 + 2)."""
 TERMINATED: Final = 143
 """What a shell makes of SIGTERM (128 + 15)."""
+HUNG_UP: Final = 129
+"""What a shell makes of SIGHUP (128 + 1): the terminal was closed."""
 PIPE_CLOSED: Final = 141
 """What a shell makes of SIGPIPE (128 + 13), by which other programs end when ``head`` has seen enough."""
 

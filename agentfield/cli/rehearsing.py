@@ -1,19 +1,19 @@
 """``replay --handlers``: handlers of today's code on events of the past, and how their writes differ.
 
 Owns: which handlers are meant, the namespace they run in and its removal, and how a difference is shown. Must not know:
-how handlers are run. Invariants: the namespace for the run is gone when this returns or raises; nothing that the
-handlers' agents do by default reaches the recorded one.
+how handlers are run. Invariants: the namespace for the run is gone when this returns or raises, and if the process is
+killed, it is marked as one that others may remove; nothing that the handlers' agents do by default reaches the recorded
+one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
-import secrets
 import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -28,6 +28,7 @@ from agentfield.cli.runs import VERDICTS, fields_of, show_run, summary_of
 from agentfield.errors import AgentFieldError, InvalidInputError
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.removal import remove
+from agentfield.fabric.stages import Presence, remove_abandoned, stage_name
 from agentfield.naming import shown
 from agentfield.pattern import Pattern
 from agentfield.replay.excerpt import Excerpt
@@ -63,7 +64,7 @@ def cast_of(invocation: Invocation, texts: Sequence[str], model: str | None, ign
     """
     where = place(invocation)
     invocation.url, invocation.namespace = where
-    namespace = f"replay-{secrets.token_hex(8)}"
+    namespace = stage_name()
     Settings.override(nats_url=where.url, namespace=namespace)
     targets = [_split(text) for text in texts]
     agents = load_agents([target for target, _ in targets])
@@ -120,13 +121,17 @@ async def rehearse(
 ) -> bool:
     """Run the handlers, show how they differ, and say whether nothing differs.
 
-    SIGTERM ends it as Ctrl-C does, so that nothing is left behind.
+    SIGTERM, and a terminal that is closed, end it as Ctrl-C does, so that nothing is left behind. What others have left
+    that were killed goes first.
     """
     output = invocation.output
     async with AsyncExitStack() as stack:
-        stack.enter_context(_ended_by_sigterm())
+        stack.enter_context(_ended_by_signals())
         source = await stack.enter_async_context(connected(invocation))
         excerpt = await excerpt_in(source)
+        with suppress(AgentFieldError):  # to look for them may be forbidden, and this run does not need it
+            for name in await remove_abandoned(source.connection):
+                output.note(f"removed namespace {name}: a replay that was killed had left it")
         stage = await stack.enter_async_context(_stage(invocation, source, cast))
         rehearsing = Rehearsing(
             source,
@@ -147,16 +152,19 @@ async def rehearse(
 
 
 @contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
+def _ended_by_signals() -> Iterator[None]:
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
     told: list[int] = []
 
-    def end() -> None:
-        told.append(ending.TERMINATED)
+    def end(code: int) -> None:
+        told.append(code)
         task.cancel()
 
-    loop.add_signal_handler(signal.SIGTERM, end)
+    ends = {signal.SIGTERM: ending.TERMINATED, signal.SIGHUP: ending.HUNG_UP}
+    heard = [number for number in ends if signal.getsignal(number) is not signal.SIG_IGN]  # as with nohup
+    for number in heard:
+        loop.add_signal_handler(number, end, ends[number])
     try:
         yield
     except asyncio.CancelledError:
@@ -164,7 +172,8 @@ def _ended_by_sigterm() -> Iterator[None]:
             raise SystemExit(told[0]) from None
         raise
     finally:
-        loop.remove_signal_handler(signal.SIGTERM)
+        for number in heard:
+            loop.remove_signal_handler(number)
 
 
 async def _go_through(
@@ -210,7 +219,7 @@ async def _go_through(
 async def _stage(invocation: Invocation, source: Fabric, cast: Cast) -> AsyncIterator[Fabric]:
     """The namespace to run in, empty, with the policy of the recorded one; removed at the end, whatever that is."""
     try:
-        async with connected(invocation, namespace=cast.namespace, founds=True) as stage:
+        async with connected(invocation, namespace=cast.namespace, founds=True) as stage, Presence(stage):
             if source.keys.policy:
                 await stage.keys.set_policy(source.keys.policy)
             yield stage
@@ -218,7 +227,10 @@ async def _stage(invocation: Invocation, source: Fabric, cast: Cast) -> AsyncIte
         try:
             await remove(source.connection, cast.namespace)
         except AgentFieldError as error:
-            invocation.output.note(f"namespace {cast.namespace}, in which the handlers ran, is still there: {error}")
+            invocation.output.note(
+                f"namespace {cast.namespace}, in which the handlers ran, is still there; an agent that runs, or the "
+                f"next such replay, will remove it: {error}"
+            )
 
 
 @asynccontextmanager

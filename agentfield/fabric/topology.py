@@ -279,14 +279,19 @@ async def _missing(connection: Connection, topology: Topology) -> NotFoundError:
 
 async def _namespaces(connection: Connection) -> list[str]:
     """The namespaces that the server has, by their logs."""
+    names = await stream_names(connection)
+    logs = {name.removesuffix(_LOG).lower() for name in names if name.endswith(_LOG)}
+    return sorted(name for name in logs if f"KV_{name}-global" in names)
+
+
+async def stream_names(connection: Connection) -> list[str]:
+    """All the streams that the server has. Raises the faults themselves; to look may be forbidden."""
     names: list[str] = []
     while True:
         page = await api(connection, "STREAM.NAMES", {"offset": len(names)}, patience=_PATIENCE_WITH_NAMES)
         names += page.get("streams") or ()
         if len(names) >= page["total"] or not page.get("streams"):
-            break
-    logs = {name.removesuffix(_LOG).lower() for name in names if name.endswith(_LOG)}
-    return sorted(name for name in logs if f"KV_{name}-global" in names)
+            return names
 
 
 def compare(spec: StreamSpec, config: Mapping[str, Any]) -> list[Drift]:

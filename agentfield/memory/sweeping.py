@@ -1,4 +1,6 @@
-"""Sweeping: taking old delete markers out of the buckets, so that these stay as small as the live state.
+"""Sweeping: taking away what nobody needs any more, so that the server holds little more than log and live state.
+
+That is old delete markers in the buckets, values whose events never came, and the stages of replays that were killed.
 
 Owns: one self-renewing timer a bucket, which carries how far the last sweep came. The log is never touched. A marker is
 purged only up to its own position in the bucket, so a value written since is safe. A sweep passes every event once, an
@@ -13,9 +15,10 @@ import logging
 from datetime import timedelta
 
 from agentfield.codec import Record, expires_at_ns, is_delete
-from agentfield.errors import DecodeError
+from agentfield.errors import AgentFieldError, DecodeError
 from agentfield.fabric.bucket import Bucket
 from agentfield.fabric.fabric import Fabric
+from agentfield.fabric.stages import remove_abandoned
 from agentfield.memory.orphans import OBJECTS, sweep_objects
 from agentfield.memory.timing import set_timers
 from agentfield.scope import GLOBAL, RESOLUTION
@@ -23,6 +26,8 @@ from agentfield.scope import GLOBAL, RESOLUTION
 logger = logging.getLogger("agentfield.sweep")
 
 SWEEP = "sweep"
+STAGES = "stages"
+"""The name of the sweep for what killed replays have left, wherever on the server, beside those of the buckets."""
 INTERVAL = timedelta(hours=1)
 """How often a bucket is swept, and how long a marker stays for those who watch the bucket."""
 _AT_ONCE = 50
@@ -33,7 +38,7 @@ _AT_MOST = 20_000
 async def ensure_sweeps(fabric: Fabric, interval: timedelta = INTERVAL) -> None:
     """Start the timer of every bucket that has none; any number of processes may race to do it."""
     running = await fabric.timers.names(SWEEP)
-    for kind in (*RESOLUTION, OBJECTS):
+    for kind in (*RESOLUTION, OBJECTS, STAGES):
         if f"{SWEEP}.{kind}" not in running:
             await _again(fabric, kind, 0, interval)
 
@@ -41,11 +46,15 @@ async def ensure_sweeps(fabric: Fabric, interval: timedelta = INTERVAL) -> None:
 async def sweep(fabric: Fabric, kind: str, payload: bytes, interval: timedelta = INTERVAL) -> int:
     """Purge the markers of one bucket that are older than the interval, set its next timer, return how many went.
 
-    What goes from the object store are values of that age whose events never came.
+    What goes from the object store are values of that age whose events never came; stages go as a whole.
     """
     if kind == OBJECTS:
         count, checkpoint, done = await sweep_objects(fabric, int(payload) if payload.isdigit() else 0, interval)
         await _again(fabric, kind, checkpoint, interval if done else timedelta(0))
+        return count
+    if kind == STAGES:
+        count = await _sweep_stages(fabric)
+        await _again(fabric, kind, 0, interval)
         return count
     if kind not in RESOLUTION:
         logger.warning("no bucket is called %r: not swept", kind)
@@ -73,6 +82,14 @@ async def sweep(fabric: Fabric, kind: str, payload: bytes, interval: timedelta =
     if count:
         logger.info("bucket %s: purged %d old delete markers", bucket.name, count)
     return count
+
+
+async def _sweep_stages(fabric: Fabric) -> int:
+    try:
+        return len(await remove_abandoned(fabric.connection))
+    except AgentFieldError as error:  # it may be forbidden, and must not keep the worker from anything else
+        logger.debug("what killed replays may have left stays: %s", error)
+        return 0
 
 
 async def _purge(bucket: Bucket, markers: list[Record]) -> int:

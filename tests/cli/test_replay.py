@@ -7,6 +7,7 @@ import re
 import shlex
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ async def bill(event):
     if event.data > 8:
         await app.memory.set(event.key.replace("total", "bill"), {"total": event.data})
 """
+
+HANGING = SHOP.replace("    if event", "    print('here', flush=True)\n    await asyncio.sleep(60)\n    if event")
 
 
 @pytest.fixture
@@ -393,16 +396,42 @@ def test_what_opens_memory_without_naming_a_namespace_is_on_the_stage(cli: Cli, 
     assert remember(written) == before
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_nothing_is_left_of_a_run_that_is_interrupted(
     cli: Cli, shop: Path, remember: Remember, number: signal.Signals, code: int
 ) -> None:
-    hanging = "    print('here', flush=True)\n    await asyncio.sleep(60)\n"
-    shop.write_text(SHOP.replace("    if event", f"{hanging}    if event"))
+    shop.write_text(HANGING)
     running = cli.start("replay", "--handlers", f"{shop}:bill")
     running.wait_line("here")
     assert len(remember(stages)) > 5
     assert running.end(number).code == code
+    assert remember(stages) == []
+
+
+def test_what_a_run_that_was_killed_has_left_goes_with_the_next(cli: Cli, shop: Path, remember: Remember) -> None:
+    code = shop.read_text()
+    shop.write_text(
+        code.replace("    if event", "    print('here', flush=True)\n    await asyncio.sleep(60)\n    if event")
+    )
+    running = cli.start("replay", "--handlers", f"{shop}:bill")
+    running.wait_line("here")
+    running.end(signal.SIGKILL)
+    (left,) = {name.split("_")[0].lower() for name in remember(stages) if name.endswith("_MEMORY")}
+
+    shop.write_text(SHOP)
+    impatient = (
+        "from datetime import timedelta; from agentfield.fabric import stages; from agentfield.cli import main; "
+        "stages.remove_abandoned.__defaults__ = (timedelta(0),); main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", impatient, "replay", "--handlers", f"{shop}:bill"],
+        env=cli.env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert f"removed namespace {left}: a replay that was killed had left it" in done.stderr
     assert remember(stages) == []
 
 
