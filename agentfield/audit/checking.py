@@ -57,15 +57,19 @@ async def check_live(
     witness: Witness | None = None,
     start: int = 1,
     stop: int | None = None,
+    whole: bool = False,
 ) -> Checked:
-    """Verify the log on the server by the seals on the server."""
+    """Verify the log on the server by the seals on the server; the ``whole`` of it, with what its archive holds."""
     live = Live(fabric)
     last = await live.last_seal()  # before the log's extent: so the log reaches at least as far as the seals
     spans: list[Span] = []
     async with aclosing(_noted(live.seals(0 if last is None else last.sequence), spans)) as seals:
         extent = await live.extent()
+        if whole:
+            extent = extent._replace(first=await fabric.log.begins())
+        read = live.history if whole else live.read
         verdict = await verify(
-            lambda begin: _seen(live.read(begin, extent.last)),
+            lambda begin: _seen(read(begin, extent.last)),
             seals,
             extent,
             trusted=trusted,
