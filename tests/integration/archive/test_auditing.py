@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import pytest
 
-from agentfield import HistoryTruncatedError, Memory
+from agentfield import HistoryTruncatedError, InvalidInputError, Memory
 from agentfield.archive.reading import Archive
 from agentfield.audit.checking import check_export
 from agentfield.audit.exporting import Selection, export
@@ -82,6 +82,30 @@ async def test_without_the_archive_an_export_begins_with_the_log_or_is_refused(
         await collect(fabric, Question(Pattern.parse("*"), EVERYWHERE, None, 2, None), trusted=[SIGNER.public])
     assert not path.exists()
     assert (await export(fabric, path, "jsonl", selection())).first == fabric.log.held.complete
+
+
+async def test_an_erasure_says_from_where_on_the_log_was_looked_at(fabric: Fabric, tmp_path: Path) -> None:
+    async def source() -> Fabric:
+        return fabric
+
+    memory = Memory(source)
+    user = memory.session("user-1")
+    for _ in range(3):
+        await user.set("email", "written in plain")
+    await memory.set_personal(["session"])
+    await user.set("email", "ada@example.org")
+    path = await archive(fabric, tmp_path)
+    assert await trim(fabric, tmp_path)
+    receipt = await memory.erase(scope="session", scope_id="user-1")
+    assert (receipt.looked_from, receipt.left, receipt.complete) == (fabric.log.held.complete, [], False)
+    fabric.log.earlier = Archive(path)
+    receipt = await memory.erase(scope="session", scope_id="user-1")
+    assert (receipt.looked_from, [(left.fate, left.events) for left in receipt.left]) == (1, [("not personal", 3)])
+    fabric.log.earlier = Archive(tmp_path / "nothing")
+    await user.set("email", "ada@example.org")
+    with pytest.raises(InvalidInputError, match="no archive in"):
+        await memory.erase(scope="session", scope_id="user-1")
+    assert await user.get("email") == "ada@example.org"
 
 
 async def test_a_report_tells_and_verifies_what_is_in_the_archive(fabric: Fabric, before: Before) -> None:
