@@ -59,13 +59,16 @@ class Terms(TypedDict, total=False):
     stop: int | None
 
 
-async def check_live(fabric: Fabric, **terms: Unpack[Terms]) -> Checked:
-    """Verify the log on the server by the seals on the server."""
+async def check_live(fabric: Fabric, *, whole: bool = False, **terms: Unpack[Terms]) -> Checked:
+    """Verify the log on the server by the seals on the server; the ``whole`` of it, with what its archive holds."""
     live = Live(fabric)
     last = await live.last_seal()  # before the log's extent: so the log reaches at least as far as the seals
     extent = await live.extent()
+    if whole:
+        extent = extent._replace(first=await fabric.log.begins())
+    read = live.history if whole else live.read
     seals = live.seals(0 if last is None else last.sequence)
-    return await _checked(lambda begin: _seen(live.read(begin, extent.last)), seals, extent, **terms)
+    return await _checked(lambda begin: _seen(read(begin, extent.last)), seals, extent, **terms)
 
 
 async def check_export(path: Path, *, by: Fabric | None = None, **terms: Unpack[Terms]) -> Checked:

@@ -23,6 +23,7 @@ from agentfield.audit.verifying import Extent
 from agentfield.codec import decode_outline
 from agentfield.errors import DecodeError
 from agentfield.fabric.fabric import Fabric
+from agentfield.memory import history
 from agentfield.memory.addressing import AnyScope
 from agentfield.memory.resolving import Resolver
 from agentfield.pattern import Pattern
@@ -69,11 +70,11 @@ class Exported:
 
 
 class _Sink(Protocol):
-    """A format: takes messages in order, then the seals over them."""
+    """A format: takes messages in order, then the seals over them, and says of each whether it has a place for it."""
 
     async def event(self, stored: Stored) -> bool: ...
 
-    def seal(self, signed: SignedSeal) -> None: ...
+    def seal(self, signed: SignedSeal) -> bool: ...
 
     def end(self, events: int, seals: int) -> None: ...
 
@@ -89,15 +90,16 @@ def require_packages(format: str) -> None:
 async def export(fabric: Fabric, path: Path, format: str, selection: Selection) -> Exported:
     """Write what is selected to ``path``, as it is at the call. An export in JSON Lines and Parquet brings its seals.
 
-    After any failure there is no new file, and one that was there before is as it was. Raises what reading raises,
-    OSError, and InvalidInputError where a format needs a package that is missing.
+    What was trimmed off the log comes from its archive; without one, an export that names no beginning begins where the
+    log does. After any failure there is no new file, and one that was there before is as it was. Raises what reading
+    raises, HistoryTruncatedError if the beginning that was named is gone, OSError, and InvalidInputError where a format
+    needs a package that is missing.
     """
     live = Live(fabric)
     last_seal = await live.last_seal()  # before the log: so that no seal is of more than is exported
     async with aclosing(live.seals(0 if last_seal is None else last_seal.sequence)) as stored_seals:
         extent = await live.extent()
-        first = max(extent.first, selection.first or 1)
-        last = extent.last if selection.last is None else min(selection.last, extent.last)
+        first, last = await history.extent(fabric, selection.first, selection.last)
         part = extent._replace(first=first, last=max(last, first - 1))
         events = seals = left_out = 0
         with replacing(path) as partial, _opened(format, partial, fabric, part, selection) as sink:
@@ -107,9 +109,9 @@ async def export(fabric: Fabric, path: Path, format: str, selection: Selection) 
                         events += 1
                     else:
                         left_out += 1
+            await history.check_start(fabric, first)
             async for signed in stored_seals:
-                sink.seal(signed)
-                seals += 1
+                seals += sink.seal(signed)
             sink.end(events, seals)
     return Exported(events, seals, left_out, first, last)
 
@@ -119,7 +121,7 @@ async def _selected(
 ) -> AsyncGenerator[Stored, None]:
     patterns = [selection.pattern]
     filters = fabric.subjects.filters(patterns, selection.scopes) if selection.of_keys else ()
-    async with aclosing(live.read(first, last, filters)) as messages:
+    async with aclosing(live.history(first, last, filters)) as messages:
         async for stored in messages:
             place = place_of(fabric.subjects, stored.subject) if filters else None
             if not filters or (place is not None and selection.pattern.matches(place[1])):
@@ -154,8 +156,9 @@ class _Lines:
         self._file.write(event_line(stored))
         return True
 
-    def seal(self, signed: SignedSeal) -> None:
+    def seal(self, signed: SignedSeal) -> bool:
         self._file.write(seal_line(signed))
+        return True
 
     def end(self, events: int, seals: int) -> None:
         self._file.write(end_line(events, seals))
@@ -180,8 +183,8 @@ class _CloudEvents:
         self._file.write(cloud_event_line(event, self._namespace, stored.timestamp))
         return True
 
-    def seal(self, signed: SignedSeal) -> None:
-        pass
+    def seal(self, signed: SignedSeal) -> bool:
+        return False
 
     def end(self, events: int, seals: int) -> None:
         pass

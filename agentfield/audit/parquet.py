@@ -98,9 +98,10 @@ class ParquetSink:
             self._flush()
         return True
 
-    def seal(self, signed: SignedSeal) -> None:
+    def seal(self, signed: SignedSeal) -> bool:
         """Take a seal."""
         self._seals.append(seal_line(signed))
+        return True
 
     def end(self, events: int, seals: int) -> None:
         """Write out what is left."""

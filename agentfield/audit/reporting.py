@@ -23,6 +23,7 @@ from agentfield.codec import Record, decode_outline
 from agentfield.errors import DecodeError, InvalidInputError
 from agentfield.event import Event
 from agentfield.fabric.fabric import Fabric
+from agentfield.memory import history
 from agentfield.memory.addressing import AnyScope
 from agentfield.memory.previous import PreviousTable
 from agentfield.memory.resolving import Resolver
@@ -77,6 +78,8 @@ class Report:
 
     title: str
     namespace: str
+    begins: int
+    """The first revision that was looked at."""
     stream: str
     made: str
     selected: list[tuple[str, str]]
@@ -119,12 +122,13 @@ class Question(NamedTuple):
 async def collect(fabric: Fabric, question: Question, *, trusted: Collection[str], limit: int = MOST) -> Report:
     """The events that are asked for, oldest first, and what the seals over them say.
 
-    ``verdict`` and ``remarks`` of the report are the caller's to word. Raises what reading raises.
+    What was trimmed off the log comes from its archive; without one, a report that names no beginning begins where the
+    log does. ``verdict`` and ``remarks`` of the report are the caller's to word. Raises what reading raises, and
+    HistoryTruncatedError if the beginning that was named is gone.
     """
     live = Live(fabric)
-    extent = await live.extent()
-    first = max(extent.first, question.first or 1)
-    last = extent.last if question.last is None else min(extent.last, question.last)
+    first, last = await history.extent(fabric, question.first, question.last)
+    earlier = first < fabric.log.held.complete
     filters = fabric.subjects.filters([question.pattern], question.scopes)
     resolver = Resolver(fabric)
     rows: list[Row] = []
@@ -133,7 +137,7 @@ async def collect(fabric: Fabric, question: Question, *, trusted: Collection[str
     table.complete = first <= 1
     if not table.complete:
         await table.fill(first - 1)
-    async with aclosing(live.read(first, last, filters)) as messages:
+    async with aclosing(live.history(first, last, filters)) as messages:
         async for stored in messages:
             record = record_of(stored)
             place = place_of(fabric.subjects, stored.subject)
@@ -152,12 +156,14 @@ async def collect(fabric: Fabric, question: Question, *, trusted: Collection[str
         if isinstance(row.cause, str):
             row.cause = shown.get(row.cause, row.cause)
     span = (rows[0].revision, rows[-1].revision) if rows else (first, last)
-    checked = await check_live(fabric, trusted=trusted, start=span[0], stop=span[1])
+    await history.check_start(fabric, first)
+    checked = await check_live(fabric, trusted=trusted, start=span[0], stop=span[1], whole=earlier)
     for row in rows:
         _judge(row, checked)
     return Report(
         title="",
         namespace=fabric.topology.namespace,
+        begins=first,
         stream=fabric.log.stream,
         made=time_text(fabric.log.now())[:19] + "Z",
         selected=[],

@@ -43,11 +43,17 @@ class Live:
         return Extent(self.stream, self._fabric.log.created, int(state["first_seq"]), int(state["last_seq"]))
 
     async def read(self, start: int, stop: int, filters: Sequence[str] = ()) -> AsyncGenerator[Stored, None]:
-        """The messages of the log with sequences from ``start`` to ``stop``, which it has reached."""
+        """The messages that the log holds, with sequences from ``start`` to ``stop``, which it has reached."""
         if start > stop:
             return
         async with self.reader(start, filters) as reader:
             async for record in reader.until(stop):
+                yield stored_of(record)
+
+    async def history(self, start: int, stop: int, filters: Sequence[str] = ()) -> AsyncGenerator[Stored, None]:
+        """The same; what was trimmed off the log comes from its archive, if one is at hand."""
+        async with aclosing(self._fabric.log.read(filters, start=start, stop=stop, exact=True)) as records:
+            async for record in records:
                 yield stored_of(record)
 
     def reader(self, start: int, filters: Sequence[str] = ()) -> Reader:

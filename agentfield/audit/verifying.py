@@ -200,9 +200,14 @@ class _Walk:
         if difference is not None:
             verdict.finding = difference
             return False
+        verdict.events += len(messages)
+        if self._selection:
+            if messages:
+                verdict.first = verdict.first or messages[0].sequence
+                verdict.last, verdict.last_time = messages[-1].sequence, messages[-1].timestamp
+            return True
         verdict.first = verdict.first or begin
         verdict.last, verdict.last_time = end, messages[-1].timestamp if messages else seal.last_time
-        verdict.events += len(messages)
         return True
 
     async def _compare_kept(self, seal: Seal) -> bool:

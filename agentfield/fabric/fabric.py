@@ -33,7 +33,7 @@ class Fabric:
         self.timers = Timers(connection, topology, timeout=log.timeout)
         self.objects = Objects(connection, topology, timeout=log.timeout)
         self.deadletters = DeadLetters(log, topology)
-        self.keys = Keys(connection, topology, timeout=log.timeout)
+        self.keys = Keys(log, topology)
         self.subjects = Subjects(topology.namespace)
         self.loop = asyncio.get_running_loop()
         self._follower: asyncio.Task[None] | None = None

@@ -3,7 +3,8 @@
 Owns: the bucket that holds both, apart from the log, and what this process remembers of it. Must not know: values.
 Invariants: a vault has at most one key at any time, the same for everybody; only the leader's word makes a key count as
 destroyed; no key is remembered for longer than :data:`KEY_LIFETIME` without being looked up again, and none survives
-the announcement of an erasure.
+the announcement of an erasure. The log says which policy was the last: so a bucket that was lost, and is empty or older
+than the log, is neither taken for a namespace in which nothing is personal nor for an erasure.
 """
 
 from __future__ import annotations
@@ -22,16 +23,19 @@ import orjson
 from agentfield.codec import Record
 from agentfield.envelope import KEY_BYTES, DataKey
 from agentfield.errors import AgentFieldError, ConflictError, InvalidInputError, UnavailableError
+from agentfield.event import Writer
 from agentfield.execution import new_id
 from agentfield.fabric import records
+from agentfield.fabric.appending import Conflict
 from agentfield.fabric.faults import NO_MESSAGE, Fault, NoAnswerFault, NoRespondersFault, ServerFault, Verdict, error_of
-from agentfield.fabric.jetstream import ATTEMPT, PATIENCE, api, backoff
+from agentfield.fabric.jetstream import ATTEMPT, api, backoff
 from agentfield.fabric.journals import renew_journals
+from agentfield.fabric.log import Log
 from agentfield.fabric.topology import Topology
-from agentfield.fabric.wire.connection import Connection, ConnectionState
+from agentfield.fabric.wire.connection import ConnectionState
 from agentfield.fabric.wire.message import Message
 from agentfield.fabric.wire.subscription import Subscription
-from agentfield.header import EVENT_ID
+from agentfield.header import EVENT_ID, encode_event
 from agentfield.privacy import Per, PrivacyPolicy, Vault
 from agentfield.subject import Subjects
 
@@ -41,6 +45,8 @@ KEY_LIFETIME: Final = 20.0
 """Seconds after which a key that this process remembers is looked up again when it is needed."""
 INTERVAL: Final = 10.0
 """Seconds between looks at the policy, should its announcement have been lost; old keys are forgotten as often."""
+_MOMENT: Final = 1.0
+"""Seconds for which a look at the policy is good enough to tell a key that is gone from a bucket that is."""
 _MAX_KEYS = 10_000
 _VERSION = 1
 
@@ -67,13 +73,15 @@ class _Remembered(NamedTuple):
 class Keys:
     """The keys and the policy of one namespace. ``start`` it once; the fabric closes it."""
 
-    def __init__(self, connection: Connection, topology: Topology, *, timeout: float = PATIENCE) -> None:
-        self._connection = connection
+    def __init__(self, log: Log, topology: Topology) -> None:
+        self._log = log
+        self._connection = log.connection
         self._stream = topology.keys.name
         self._prefix = f"$KV.{topology.keys_bucket}."
         self._subjects = Subjects(topology.namespace)
         self._news = f"{topology.namespace}.privacy"
-        self._timeout = timeout
+        self._note = f"{topology.namespace}.checks.privacy"
+        self._timeout = log.timeout
         self._remembered: OrderedDict[str, _Remembered] = OrderedDict()
         self._looking: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._epoch = 0
@@ -82,9 +90,9 @@ class Keys:
         self._follower: asyncio.Task[None] | None = None
         self._subscription: Subscription | None = None
         self._generation = 0
-        self.policy = PrivacyPolicy()
-        """What is personal, as far as this process knows: new within a moment of a change, at the latest within
-        :data:`INTERVAL` seconds."""
+        self._noted = 0
+        self._learnt = -_MOMENT
+        self._policy = PrivacyPolicy()
 
     async def start(self) -> None:
         """Learn the policy, and begin to follow it. Raises :class:`UnavailableError` and its kin; nothing runs then."""
@@ -106,9 +114,26 @@ class Keys:
     @property
     def declared(self) -> bool:
         """Whether anything was ever declared personal, as far as this process knows."""
-        return self._generation > 0
+        return max(self._generation, self._noted) > 0
 
     # -- the policy ---------------------------------------------------------------------------------------------------
+
+    @property
+    def policy(self) -> PrivacyPolicy:
+        """What is personal, as far as this process knows.
+
+        New within a moment of a change, at the latest within :data:`INTERVAL` seconds. Raises
+        :class:`UnavailableError` if the bucket that says so was lost.
+        """
+        if self._generation < self._noted:
+            held = f"policy {self._generation}" if self._generation else "none"
+            raise UnavailableError(
+                f"the keys of personal data are lost: by the log, policy {self._noted} was set on what is personal, "
+                f"and the bucket {self._stream} holds {held}. Restore it from its backup; or, if there is none, "
+                "declare anew what is personal (`agentfield personal set`): what was encrypted until then counts as "
+                "erased"
+            )
+        return self._policy
 
     async def present_policy(self) -> PrivacyPolicy:
         """The policy by the leader's word; from now on this process's, too."""
@@ -121,7 +146,7 @@ class Keys:
         Raises :class:`ConflictError` if somebody else sets it at the same time, :class:`UnavailableError`.
         """
         await self._learn()
-        number = self._generation + 1
+        number = max(self._generation, self._noted) + 1
         content = orjson.dumps(policy.fields())
         stored = await self._create(f"policy.{number}", content)
         if stored.payload != content:
@@ -143,9 +168,12 @@ class Keys:
     async def _learn(self) -> None:
         """Take over the policy as it is; one look at a time, so that an older answer never comes after a newer one."""
         async with self._learning:
+            note = await self._log.last_of(self._note)  # first: it is never ahead of a bucket that is whole
             record = await self._leader_get({"last_by_subj": f"{self._prefix}policy.*"}, "reading the policy")
+            self._noted = 0 if note is None else _noted_in(note)
+            self._learnt = asyncio.get_running_loop().time()
             if record is None:
-                self._generation, self.policy = 0, PrivacyPolicy()
+                self._generation, self._policy = 0, PrivacyPolicy()
                 return
             number = record.subject.rpartition(".")[2]
             if not (number.isascii() and number.isdigit()):
@@ -153,9 +181,27 @@ class Keys:
                     f"the bucket of keys holds {record.subject!r}, which agentfield did not write: delete that entry"
                 )
             if int(number) != self._generation:
-                self.policy = PrivacyPolicy.load(_json(record))
+                self._policy = PrivacyPolicy.load(_json(record))
                 self._generation = int(number)
-                logger.info("personal in this namespace: %s", self.policy)
+                logger.info("personal in this namespace: %s", self._policy)
+            if self._generation > self._noted:
+                await self._note_policy(0 if note is None else note.sequence)
+
+    async def _note_policy(self, expected: int) -> None:
+        """Have the log say which policy is the last. Where that fails, whoever looks next does it."""
+        payload = orjson.dumps({"policy": self._generation})
+        headers = encode_event(event_id=new_id(), operation="set", writer=Writer())
+        try:
+            await self._log.append(self._note, payload, headers, expected=expected)
+            self._noted = self._generation
+        except (Conflict, AgentFieldError) as error:
+            logger.debug("the log does not say yet that policy %d was set: %s", self._generation, error)
+
+    async def _check_not_lost(self) -> None:
+        """Raises :class:`UnavailableError` if the bucket was lost: that it lacks a key means nothing then."""
+        if asyncio.get_running_loop().time() >= self._learnt + _MOMENT:
+            await self._learn()
+        _ = self.policy
 
     async def _listen(self) -> None:
         """Hear the news, if we may."""
@@ -217,6 +263,7 @@ class Keys:
             key = await self._look(tokens)
             if key is not None and key.fingerprint == fingerprint:
                 return key
+            await self._check_not_lost()
             self._remember(fingerprint, None)
             return None
 
@@ -235,6 +282,7 @@ class Keys:
                 return known.key
             key = await self._look(tokens)
             if key is None:
+                await self._check_not_lost()
                 epoch = self._epoch
                 fields = {"v": _VERSION, "key": b64encode(os.urandom(KEY_BYTES)).decode()}
                 key = _key_of(await self._create(f"data.{tokens}", orjson.dumps(fields)))
@@ -366,6 +414,12 @@ def _key_of(record: Record) -> DataKey:
         raise UnavailableError(
             f"what the bucket of keys holds under {record.subject!r} is no key of agentfield's: somebody else wrote it"
         ) from None
+
+
+def _noted_in(record: Record) -> int:
+    fields = _json(record)
+    number = fields.get("policy") if isinstance(fields, dict) else None
+    return number if type(number) is int else 0  # something else, which agentfield did not write
 
 
 def _json(record: Record) -> Any:

@@ -160,11 +160,12 @@ class Log(Stream):
                 yield record
 
     async def read(
-        self, filters: Sequence[str], *, start: int = 1, stop: int | None = None
+        self, filters: Sequence[str], *, start: int = 1, stop: int | None = None, exact: bool = False
     ) -> AsyncGenerator[Record, None]:
         """The events that match, in order, from sequence ``start`` to ``stop`` (default: the last at the call).
 
         What was trimmed, before or meanwhile, comes from where it is kept, if that is known; otherwise it is left out.
+        ``exact``: their headers as they are stored.
         """
         target = int((await self.state())["last_seq"]) if stop is None else stop
         while start <= target:
@@ -179,7 +180,7 @@ class Log(Stream):
             kept = self.earlier is not None
             try:
                 async with Reader(
-                    self.connection, self.stream, filters, start=start, gapless=kept, patience=self.timeout
+                    self.connection, self.stream, filters, start=start, gapless=kept, exact=exact, patience=self.timeout
                 ) as reader:
                     async for record in reader.until(target):
                         yield record

@@ -15,17 +15,17 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Final, Self
 
-from agentfield.codec import encode_event
 from agentfield.errors import AgentFieldError
 from agentfield.event import Writer
 from agentfield.execution import new_id
-from agentfield.fabric.connection import Connection
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.faults import Fault, ServerFault, Verdict, error_of
 from agentfield.fabric.jetstream import api
 from agentfield.fabric.records import nanoseconds_of
 from agentfield.fabric.removal import remove
 from agentfield.fabric.topology import Topology, nanoseconds, stream_names
+from agentfield.fabric.wire.connection import Connection
+from agentfield.header import encode_event
 
 logger = logging.getLogger("agentfield.stages")
 

@@ -129,6 +129,9 @@ class ErasureReceipt(BaseModel):
     away, or permissions forbid it: erase again when it is back."""
     up_to: int
     """The last revision that was looked at."""
+    looked_from: int = 1
+    """The first revision that was looked at. Above 1 if the log was trimmed and no archive of what was before is at
+    hand: of that, only what keys held when it was trimmed was looked at."""
     tallies: list[Tally]
     """What became of every value ever stored there."""
     views: dict[str, views.Answer]
@@ -151,9 +154,9 @@ class ErasureReceipt(BaseModel):
 
     @property
     def complete(self) -> bool:
-        """Whether nothing is left in the log and in journals, and every view that is known has dropped it."""
+        """Whether the whole log was looked at, nothing is left in it or in journals, and every view dropped it."""
         dropped = all(answer == "dropped" for answer in self.views.values())
-        return not self.left and self.journals_renewed and dropped
+        return not self.left and self.looked_from == 1 and self.journals_renewed and dropped
 
 
 async def erase(
@@ -161,8 +164,11 @@ async def erase(
 ) -> ErasureReceipt:
     """Erase personal values for good and return the receipt, which is stored by then.
 
-    Raises :class:`UnavailableError` and its kin at any step: what is done stays done, and doing it again goes on.
+    Raises InvalidInputError, before anything is done, if there is an archive and it is not the log's;
+    :class:`UnavailableError` and its kin at any step: what is done stays done, and doing it again goes on.
     """
+    await fabric.keys.present_policy()  # keys that were lost are not erased: they may be in a backup
+    first = await fabric.log.begins()
     keys = await _condemn(fabric, target)
     filters = fabric.subjects.filters([target.pattern], target.scopes)
     present = [
@@ -191,6 +197,7 @@ async def erase(
         keys=[stored.key.fingerprint for stored in keys],
         journals_renewed=journals,
         up_to=up_to,
+        looked_from=first,
         tallies=tallies,
         views=await views.tell(fabric, notice),
     )

@@ -66,7 +66,7 @@ async def events_between(
             yield await resolver.event(record, previous)
             count += 1
             if count == limit:
-                await _check_start(fabric, part.start)
+                await check_start(fabric, part.start)
                 return
 
 
@@ -91,7 +91,7 @@ async def records_between(
         async for record, previous in pairs:
             if matching(fabric, patterns, record) and (by is None or _wrote(fabric, record, by)):
                 yield record, previous
-    await _check_start(fabric, part.start)
+    await check_start(fabric, part.start)
 
 
 async def _forward(
@@ -179,7 +179,8 @@ async def extent(fabric: Fabric, since: datetime | int | None, until: datetime |
     return Slice(start, stop)
 
 
-async def _check_start(fabric: Fabric, start: int) -> None:
+async def check_start(fabric: Fabric, start: int) -> None:
+    """Raises HistoryTruncatedError if nobody has a slice's beginning any more: what was read of it may have gaps."""
     first = int((await fabric.log.state())["first_seq"])
     if start < first and first > 1 and start < (first := await fabric.log.begins()):
         raise HistoryTruncatedError(requested=max(1, start), first_available=first)

@@ -58,7 +58,7 @@ def test_an_erasure_prints_its_receipt_and_stores_it(private: Cli, remember: Rem
     done = private("erase", "session", "u", "--yes", "--by", "Grace")
     assert (done.code, done.err) == (0, "")
     shown = {line[:10].strip(): line[10:].strip() for line in done.lines}
-    assert (shown["what"], shown["by"], shown["erased"]) == ("session:u", "Grace", "2 events, revisions 1–2")
+    assert (shown["what"], shown["by"], shown["erased"]) == ("session:u", "Grace", "2 events, revisions 2–3")
     key = done.lines[-1].split()[-1]
 
     async def stored(memory: Memory) -> ErasureReceipt:
@@ -72,6 +72,16 @@ def test_an_erasure_prints_its_receipt_and_stores_it(private: Cli, remember: Rem
     assert [(event["data"], event["erased"]) for event in events] == [(None, True), (None, True), (None, False)]
     lines = private("history", "email").lines
     assert [line.split()[-1] for line in lines] == ["erased", "erased", "cleared"]
+
+
+def test_what_is_not_done_yet_is_said_with_the_remedy(private: Cli) -> None:
+    private("set", "email", SECRET, "--session", "u")
+    private("set", "plaintext_view_table-1", '{"handled": 0}', "--global")
+    done = private("erase", "session", "u", "--yes")
+    assert (done.code, "NOT dropped yet by table-1: run it" in done.err) == (1, True)
+    private("delete", "plaintext_view_table-1", "--global")
+    done = private("erase", "session", "mistyped", "--yes")
+    assert (done.code, "is the name right?" in done.err) == (0, True)
 
 
 def test_what_was_written_in_plain_is_said_to_be_left_and_fails(cli: Cli) -> None:
@@ -113,6 +123,6 @@ def test_an_erasure_that_cannot_be_meant_is_wrong_usage(cli: Cli, args: list[str
 def test_what_is_erased_is_shown_as_erased_wherever_it_was_a_value(private: Cli) -> None:
     private("set", "email", SECRET, "--session", "u")
     assert private("erase", "session", "u", "--yes").code == 0
-    assert "has been erased" in private("why", "email", "--revision", "1").out
-    assert "r1 session:u email erased" in private("timeline", "--key", "email").out
-    assert private("as-of", "1").lines == []
+    assert "has been erased" in private("why", "email", "--revision", "2").out
+    assert "r2 session:u email erased" in private("timeline", "--key", "email").out
+    assert private("as-of", "2").lines == []

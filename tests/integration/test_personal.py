@@ -293,6 +293,33 @@ async def test_an_outage_of_the_keys_is_never_an_erasure(user: Memory, monkeypat
         await user.set("email", SECRET)
 
 
+async def test_keys_that_were_lost_are_no_erasure_and_nothing_is_written_in_plain(
+    server: NatsServer, namespace: str, user: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await user.set("email", SECRET)
+    fabric = await user._fabric()
+    await api(fabric.connection, f"STREAM.DELETE.{fabric.topology.keys.name}", {})
+    async with connect(server.url, namespace=namespace) as memory:  # makes the bucket anew, with nothing in it
+        other = memory.session("user-1")
+        for refused in (
+            lambda: other.get("email", "absent"),
+            lambda: other.set("email", SECRET),
+            lambda: memory.erase(scope="session", scope_id="user-1"),
+            lambda: memory.personal(),
+        ):
+            with pytest.raises(UnavailableError, match=r"keys of personal data are lost.*personal set"):
+                await refused()
+        fabric.keys.forget()
+        monkeypatch.setattr("agentfield.fabric.keys._MOMENT", 0.0)
+        with pytest.raises(UnavailableError, match="are lost"):
+            await user.get("email", "absent")
+        await memory.set_personal(["session"])
+        assert await other.get("email", "absent") == "absent"
+        await other.set("email", SECRET)
+        assert await other.get("email") == SECRET
+    assert not any(SECRET.encode() in payload for payload in await payloads(user))
+
+
 @pytest.mark.parametrize(("entry", "said"), [("policy.1", "upgrade"), ("policy.theirs", "did not write")])
 async def test_a_policy_that_cannot_be_understood_is_refused_and_never_taken_for_none(
     server: NatsServer, namespace: str, memory: Memory, entry: str, said: str

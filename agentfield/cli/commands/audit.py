@@ -18,7 +18,7 @@ from agentfield.audit.replacing import replacing
 from agentfield.audit.reporting import Question, Report, collect, page
 from agentfield.audit.seal import MAX_EVENTS, Seal
 from agentfield.cli.connecting import connected
-from agentfield.cli.invocation import Invocation, command, group
+from agentfield.cli.invocation import LOOKING_BACK, Invocation, command, group
 from agentfield.cli.kinds import DURATION, POINT, Count, Point
 from agentfield.cli.logs import warn_on_stderr
 from agentfield.cli.output import Output, size
@@ -30,7 +30,7 @@ from agentfield.cli.waiting import wait
 from agentfield.errors import InvalidInputError
 from agentfield.fabric.fabric import Fabric
 from agentfield.memory.addressing import AnyScope
-from agentfield.memory.history import bounds
+from agentfield.memory.history import bounds, extent
 from agentfield.pattern import Pattern
 from projections.seals import EVERY, WITHIN, Sealer, Seals
 
@@ -210,12 +210,12 @@ async def _check(
     if path is not None and not live_seals:
         if not all(isinstance(point, int | None) for point in (start, stop)):
             raise click.UsageError("of an export, a range is given by revisions", click.get_current_context())
-        extent = open_export(path).header.extent
-        stream = extent.stream
+        exported = open_export(path).header.extent
+        stream = exported.stream
         witness = None if witness_file is None else read_witness(witness_file, stream)
         begin = start if isinstance(start, int) else 1
         end = stop if isinstance(stop, int) else None
-        _refuse_nothing(begin, end, extent.last, "export")
+        _refuse_nothing(begin, end, exported.last, "export")
         checked = await check_export(path, trusted=trusted, witness=witness, start=begin, stop=end)
         return checked, stream, int(datetime.now(UTC).timestamp() * 1e9)
     async with connected(invocation) as fabric:
@@ -243,7 +243,7 @@ def _refuse_nothing(begin: int, end: int | None, last: int, what: str) -> None:
         raise InvalidInputError(f"there is nothing to verify {asked}: the {what} {there}")
 
 
-@command("export")
+@command("export", takes=LOOKING_BACK)
 @click.argument("path", metavar="FILE", type=_PATH)
 @click.argument("pattern", metavar="[KEY_OR_PATTERN]", default="*")
 @click.option(
@@ -269,8 +269,8 @@ def export_command(
 ) -> None:
     """Write the log, or some of it, to a file, exactly as it is stored.
 
-    With its seals, so that the file can be verified anywhere. The file is there when all of it is written, and replaces
-    one of that name.
+    With its seals, so that the file can be verified anywhere. What was trimmed off the log comes from its archive. The
+    file is there when all of it is written, and replaces one of that name.
     """
     parsed = Pattern.parse(pattern)
     require_packages(format)
@@ -278,16 +278,19 @@ def export_command(
 
     async def write() -> None:
         async with connected(invocation) as fabric:
-            first, last = await _range(fabric, since, until)
+            first, last = await _part(fabric, since, until)
             scopes = EVERYWHERE if scope is None else to_read(scope)
             done = await export(fabric, path, format, Selection(parsed, scopes, first, last))
         written = await asyncio.to_thread(lambda: path.stat().st_size)
+        if since is None and done.first > 1:
+            output.note(_begins_late(done.first))
         if output.as_json:
             counts = {"events": done.events, "seals": done.seals, "left_out": done.left_out}
-            output.object({"file": str(path), "format": format, "bytes": written, **counts})
+            span = {"first": done.first, "last": done.last}
+            output.object({"file": str(path), "format": format, "bytes": written, **span, **counts})
             return
-        held = f"{number_of(done.events, 'event')}, {number_of(done.seals, 'seal')}, {size(written)}"
-        output.line((str(path), "bold"), held)
+        seals = [] if format == "cloudevents" else [number_of(done.seals, "seal")]
+        output.line((str(path), "bold"), ", ".join([number_of(done.events, "event"), *seals, size(written)]))
         if done.left_out:
             left_out = number_of(done.left_out, "message that is no event", "messages that are no events")
             output.note(f"left out: {left_out} of keys, such as those of locks")
@@ -295,7 +298,7 @@ def export_command(
     wait(write())
 
 
-@command("report", takes=("url", "namespace", "timeout"))
+@command("report", takes=("url", "namespace", "archive", "timeout"))
 @click.argument("pattern", metavar="[KEY_OR_PATTERN]", default="*")
 @click.option("--writer", metavar="NAME", help="Only what this agent, execution, workflow or session wrote.")
 @click.option("--since", type=POINT, metavar="POINT", help="From this time (RFC 3339), age (15m, 2h) or revision on.")
@@ -325,11 +328,13 @@ def report_command(
 
     async def collected() -> Report:
         async with connected(invocation) as fabric:
-            first, last = await _range(fabric, since, until)
+            first, last = await _part(fabric, since, until)
             question = Question(parsed, to_read(scope), writer, first, last)
             return await collect(fabric, question, trusted=trusted)
 
     report = wait(collected())
+    if since is None and report.begins > 1:
+        invocation.output.note(_begins_late(report.begins))
     entitle(report, pattern=pattern, scope=scope, writer=writer, since=since, until=until)
     text = page(report)
     if path is None:
@@ -340,6 +345,16 @@ def report_command(
         invocation.output.note(f"{path}: {number_of(len(report.rows), 'event')}")
     if not report.checked.verdict.intact and (fault := failure(report.checked.verdict)) is not None:
         raise fault
+
+
+def _begins_late(revision: int) -> str:
+    return f"what was before revision {revision} is left out: it was trimmed off the log, and no archive at hand has it"
+
+
+async def _part(fabric: Fabric, since: Point | None, until: Point | None) -> tuple[int | None, int | None]:
+    """The same as :func:`_range`, of a past that is to be read: HistoryTruncatedError if its beginning is gone."""
+    first, last = await extent(fabric, *(_moment(point, fabric) for point in (since, until)))
+    return (None if since is None else first), (None if until is None else last)
 
 
 async def _range(fabric: Fabric, since: Point | None, until: Point | None) -> tuple[int | None, int | None]:

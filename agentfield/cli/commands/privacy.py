@@ -11,7 +11,7 @@ from agentfield.amount import number_of
 from agentfield.cli import ending
 from agentfield.cli.confirming import confirmed, yes_option
 from agentfield.cli.connecting import remembering
-from agentfield.cli.invocation import Invocation, command
+from agentfield.cli.invocation import LOOKING_BACK, Invocation, command
 from agentfield.cli.output import Output, moment
 from agentfield.cli.scopes import scope_options
 from agentfield.cli.waiting import wait
@@ -60,7 +60,7 @@ def personal_command(invocation: Invocation, action: str, scopes: Sequence[str],
         invocation.output.text(f"personal: {policy}")
 
 
-@command("erase")
+@command("erase", takes=LOOKING_BACK)
 @click.argument("what", type=click.Choice(_WHAT), metavar=f"{{{'|'.join(_WHAT)}}}")
 @click.argument("name", metavar="ID_OR_PATTERN")
 @click.option("--by", metavar="NAME", help="Who asks for it, for the receipt.  [default: the user's name]")
@@ -106,19 +106,39 @@ def _print(receipt: ErasureReceipt, output: Output) -> None:
         ("keys", ", ".join(receipt.keys) or "none: nothing of it was encrypted with a key that was still there"),
         *((tally.fate, _counted(tally)) for tally in receipt.tallies),
         *((f"view {name}", answer) for name, answer in sorted(receipt.views.items())),
-        ("looked at", f"every revision up to {receipt.up_to}"),
+        ("looked at", f"every revision up to {receipt.up_to}" if receipt.looked_from == 1 else _part(receipt)),
         ("not known", receipt.not_known),
         ("receipt", f"erasure_receipt_{receipt.id}"),
     ]
     width = max(len(name) for name, _ in rows) + 1
     for name, text in rows:
         output.line((name.ljust(width), "dim"), text)
+    if not (receipt.keys or receipt.tallies):
+        output.note("nothing was ever stored there, as far as was looked: is the name right?")
+    if receipt.looked_from > 1:
+        output.note(
+            f"NOT looked at: what was trimmed off the log before revision {receipt.looked_from}, and is in no archive "
+            "at hand; what was written in plain then stays readable in it: name it (--archive) and erase again"
+        )
+    for answer, meaning in _OWED.items():
+        if views := sorted(name for name, said in receipt.views.items() if said == answer):
+            output.note(f"NOT dropped yet by {', '.join(views)}: {meaning}")
     if not receipt.journals_renewed:
         output.note("NOT covered: the servers' journals may hold the keys until they are cut; erase again later")
     for tally in receipt.left:
         values = number_of(tally.events, "value")
         output.note(f"NOT covered, and readable in the history: {values}, {_REASONS[tally.fate]}")
 
+
+def _part(receipt: ErasureReceipt) -> str:
+    return f"revisions {receipt.looked_from} to {receipt.up_to}, and what is left of those before"
+
+
+_OWED = {
+    "not running": "run it, and it does so first of all (`agentfield projections status` says which owe it)",
+    "told": "it is still at it",
+    "failed": "its log says why; it tries again when it is run anew",
+}
 
 _REASONS = {
     "not personal": "stored in plain since it was not personal, or not yet",
