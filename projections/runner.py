@@ -46,6 +46,8 @@ class Verdict:
     """The first row of the view that differs; None if it lacks one, or nothing differs."""
     expected: Sequence[Any] | None = None
     """What the rebuilt view has in its place; None if it has none."""
+    trimmed: int = 0
+    """How many rows more there are that the log no longer holds, so that nothing could be compared with them."""
 
     @property
     def equal(self) -> bool:

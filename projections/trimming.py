@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Final
 
-from agentfield import ConflictError, ProjectionError
+from agentfield import ConflictError, NotFoundError, ProjectionError
 from agentfield.fabric import trimming
 from agentfield.fabric.trimming import Need, Step
 from projections.archive import Archive, Archiver, compared
@@ -48,17 +48,12 @@ class Outlook:
 async def outlook(source: Source, stores: Stores) -> Outlook:
     """How far the log can be trimmed: as far as it is archived and nobody needs it.
 
-    Raises :class:`ProjectionError` if there is no archive, or not one of this log, and as reading it does.
+    Raises :class:`NotFoundError` if there is no archive, :class:`ProjectionError` if it is not one of this log, and as
+    reading it does.
     """
     view = await _archive(stores)
     segments = await view.segments()
-    head = await view.head()
-    if head.log != await source.log_id():
-        raise ProjectionError(
-            f"the archive {view.place} is of another log ({head.log}): name the right one with --store or "
-            "AGENTFIELD_ARCHIVE",
-            projection=NAME,
-        )
+    await view.check_log()
     state = await source.fabric.log.state()
     begins, last = source.fabric.log.held.complete, int(state["last_seq"])
     archived = segments[-1].last
@@ -139,9 +134,8 @@ def _busy(who: str) -> ConflictError:
 async def _archive(stores: Stores) -> ArchiveView:
     view = await stores.archive.live(NAME)
     if view is None:
-        raise ProjectionError(
-            f"there is no archive in {stores.archive.path}: make one with `agentfield projections run archive`",
-            projection=NAME,
+        raise NotFoundError(
+            f"there is no archive in {stores.archive.path}: make one with `agentfield projections run archive`"
         )
     return view
 

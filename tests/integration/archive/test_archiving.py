@@ -143,7 +143,7 @@ async def test_an_archive_of_another_log_is_not_added_to(
         Source.open(server.url, namespace=f"{namespace}b") as source,
     ):
         await other.set("a", 1)
-        with pytest.raises(ProjectionError, match="made from another log"):
+        with pytest.raises(ProjectionError, match="is of another log"):
             await Archiver(source, Archive(), tmp_path / "archive").catch_up()
 
 

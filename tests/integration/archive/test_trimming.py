@@ -8,7 +8,16 @@ from typing import Any
 
 import pytest
 
-from agentfield import Agent, CaughtUp, Event, HistoryTruncatedError, Memory, ProjectionError, ResyncRequired
+from agentfield import (
+    Agent,
+    CaughtUp,
+    Event,
+    HistoryTruncatedError,
+    Memory,
+    NotFoundError,
+    ProjectionError,
+    ResyncRequired,
+)
 from agentfield.audit.nkey import Signer
 from agentfield.fabric import trimmed
 from agentfield.fabric import trimming as steps
@@ -176,7 +185,7 @@ async def test_nothing_goes_where_the_archive_is_not_what_the_log_says(
 
 async def test_without_an_archive_nothing_goes(fabric: Fabric, memory: Memory, tmp_path: Path) -> None:
     await write(memory, 2)
-    with pytest.raises(ProjectionError, match="projections run archive"):
+    with pytest.raises(NotFoundError, match="projections run archive"):
         await trim(fabric, tmp_path)
 
 
