@@ -159,7 +159,7 @@ def test_who_asks_duckdb_meanwhile_finds_no_draft(tmp_path: Path, monkeypatch: p
 
     def look(_: int) -> None:
         query = f"SELECT revision FROM read_parquet('{tmp_path}/*/*.parquet', hive_partitioning = true)"
-        found.append(duckdb.sql(query).fetchall())
+        found.append(duckdb.execute(query).fetchall())
 
     monkeypatch.setattr("os.fsync", look)
     add(tmp_path, [message(2)])
