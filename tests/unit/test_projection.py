@@ -1,7 +1,8 @@
 """What a projection says of itself, and how a timeline is asked."""
 
 import sqlite3
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
@@ -75,6 +76,14 @@ EVENTS = [
 ]
 
 
+@contextmanager
+def transaction() -> Iterator[SqliteTransaction]:
+    """What ``apply`` works on, over nothing."""
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        connection.execute("BEGIN")
+        yield SqliteTransaction(connection)
+
+
 @pytest.mark.parametrize(
     ("question", "revisions"),
     [
@@ -94,8 +103,8 @@ EVENTS = [
     ],
 )
 def test_a_timeline_answers_what_was_asked(question: Question, revisions: list[int]) -> None:
-    with closing(sqlite3.connect(":memory:")) as connection:
-        view, timeline = SqliteTransaction(connection), Timeline()
+    with transaction() as view:
+        timeline = Timeline()
         timeline.prepare(view)
         for each in EVENTS:
             timeline.apply(each, view)
@@ -104,22 +113,24 @@ def test_a_timeline_answers_what_was_asked(question: Question, revisions: list[i
 
 @pytest.mark.parametrize("question", [Question(words=["a\0"]), Question(agent="\ud800"), Question(key="\0")])
 def test_what_is_no_text_is_refused(question: Question) -> None:
-    with (
-        closing(sqlite3.connect(":memory:")) as connection,
-        pytest.raises(InvalidInputError, match="holds what no text does"),
-    ):
-        ask(SqliteTransaction(connection), question)
+    with transaction() as view, pytest.raises(InvalidInputError, match="holds what no text does"):
+        ask(view, question)
 
 
-@given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1), min_size=1, max_size=3))
+@pytest.mark.parametrize("word", ["", "*", "😀", "->"])
+def test_a_word_that_the_index_cannot_know_is_refused(word: str) -> None:
+    with transaction() as view, pytest.raises(InvalidInputError, match="no letter and no digit"):
+        ask(view, Question(words=["calm", word]))
+
+
+TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"))
+
+
+@given(st.lists(TEXTS.map("{}x".format) | TEXTS.map("x{}".format), min_size=1, max_size=3))
 def test_any_words_can_be_searched_for(words: list[str]) -> None:
-    connection = sqlite3.connect(":memory:")
-    try:
-        view = SqliteTransaction(connection)
+    with transaction() as view:
         Timeline().prepare(view)
         assert ask(view, Question(words=words)) == []
-    finally:
-        connection.close()
 
 
 @given(st.datetimes(timezones=st.just(UTC)), st.datetimes(timezones=st.just(timezone(timedelta(hours=5)))))
