@@ -28,6 +28,7 @@ from projections.projection import Projection, Selection
 from projections.runner import Runner
 from projections.source import EVERY_MESSAGE, Batch, Source
 from projections.stores.archive import KIND, NAME, NEVER, ArchiveStore, ArchiveTransaction, ArchiveView
+from projections.view import Head
 
 WITHIN: Final = 5.0
 """Seconds after which what has come is written, however little it is."""
@@ -64,6 +65,7 @@ class Archiver(Runner):
         """
         live = await self._generations.existing()
         assert isinstance(live, ArchiveView)
+        await live.check_log()
         return await compared(self.source, await live.segments())
 
     @property
@@ -73,6 +75,9 @@ class Archiver(Runner):
 
     def _selected(self) -> Selection:
         return EVERY_MESSAGE
+
+    async def _check_log(self, head: Head) -> None:
+        await ArchiveView(self.source, self.path).check_log()
 
     def _feed(self, start: int) -> Stretches:
         return Stretches(self.source, start)
@@ -170,7 +175,7 @@ async def compared(source: Source, segments: Sequence[Segment], *, start: int = 
 
 
 async def _walked(source: Source, segments: Sequence[Segment], begin: int, last: int, complete: int) -> Verdict:
-    count = 0
+    count = trimmed = 0
     async with aclosing(_archived(segments, begin)) as archived, aclosing(_logged(source, begin, last)) as logged:
         ours = await anext(archived, None)
         async for theirs in logged:
@@ -178,16 +183,19 @@ async def _walked(source: Source, segments: Sequence[Segment], begin: int, last:
                 if ours.sequence >= complete:
                     return Verdict(last, count, _shown(ours), ("nothing",))
                 ours = await anext(archived, None)
-                count += 1
+                trimmed += 1
             if ours is None or ours.sequence > theirs.sequence:
                 return Verdict(last, count, ("nothing",), _shown(theirs))
             if stored_of(ours) != stored_of(theirs):
                 return Verdict(last, count, _shown(ours), _shown(theirs))
             ours = await anext(archived, None)
             count += 1
-    if ours is not None and complete <= ours.sequence <= last:
-        return Verdict(last, count, _shown(ours), ("nothing",))
-    return Verdict(last, count)
+        while ours is not None and ours.sequence <= last:
+            if ours.sequence >= complete:
+                return Verdict(last, count, _shown(ours), ("nothing",))
+            ours = await anext(archived, None)
+            trimmed += 1
+    return Verdict(last, count, trimmed=trimmed)
 
 
 class _Misread(Exception):

@@ -28,6 +28,9 @@ class Verdict:
     expected: Sequence[Any] | None = None
     """What the rebuilt view has in its place; None if it has none."""
 
+    trimmed: int = 0
+    """How many rows more there are that the log no longer holds, so that nothing could be compared with them."""
+
     @property
     def equal(self) -> bool:
         """Whether every row is the same."""

@@ -185,12 +185,16 @@ class Runner:
                 await self.rebuild()
                 live = await self._generations.existing()
                 head = await live.head()
-            await self._generations.check_log(head)
+            await self._check_log(head)
             self._generations.check_fit(head)
             live = await self._without_erased(live, head)
             yield live
         finally:
             await live.aclose()
+
+    async def _check_log(self, head: Head) -> None:
+        """Raises :class:`ProjectionError` if the view was made from another log."""
+        await self._generations.check_log(head)
 
     # -- at work ------------------------------------------------------------------------------------------------------
 

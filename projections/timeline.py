@@ -6,6 +6,7 @@ Owns: its tables, and the one way to ask them. The index of words holds no text 
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -113,6 +114,11 @@ def ask(view: SqliteTransaction, question: Question) -> list[Moment]:
     for text in (*question.words, question.agent, question.execution, question.key):
         if text is not None and not _is_text(text):
             raise InvalidInputError(f"{text!r} holds what no text does: a zero byte, or half a character; leave it out")
+    for word in question.words:
+        if not any(unicodedata.category(c)[0] in "LN" for c in word):
+            raise InvalidInputError(
+                f"{word!r} holds no letter and no digit, and the index knows nothing else: search for a word beside it"
+            )
     source, conditions, values = "events", list[str](), list[Any]()
     if question.words:
         source = "words JOIN events ON events.revision = words.rowid"

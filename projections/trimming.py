@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Final
 
-from agentfield import ConflictError, ProjectionError
+from agentfield import ConflictError, NotFoundError, ProjectionError
 from agentfield.fabric import trimming
 from agentfield.fabric.trimming import Need, Step
 from projections.archive import Archive, Archiver, compared
@@ -48,17 +48,12 @@ class Outlook:
 async def outlook(source: Source, stores: Stores) -> Outlook:
     """How far the log can be trimmed: as far as it is archived and nobody needs it.
 
-    Raises :class:`ProjectionError` if there is no archive, or not one of this log, and as reading it does.
+    Raises :class:`NotFoundError` if there is no archive, :class:`ProjectionError` if it is not one of this log, and as
+    reading it does.
     """
     view = await _archive(stores)
     segments = await view.segments()
-    head = await view.head()
-    if head.log != await source.log_id():
-        raise ProjectionError(
-            f"the archive {view.place} is of another log ({head.log}): name the right one with --store or "
-            "AGENTFIELD_ARCHIVE",
-            projection=NAME,
-        )
+    await view.check_log()
     state = await source.fabric.log.state()
     begins, last = source.fabric.log.held.complete, int(state["last_seq"])
     archived = segments[-1].last
@@ -89,7 +84,8 @@ async def trim(source: Source, stores: Stores) -> AsyncGenerator[Step, None]:
         settling = _Settling(source, stores)
         await settling.archive()
         try:
-            async for step in trimming.trim(source.fabric.log, settling.settle, allowed=lambda: lease.held):
+            log = source.fabric.log
+            async for step in trimming.trim(log, settling.expected, settling.settle, allowed=lambda: lease.held):
                 yield step
         except trimming.Busy as busy:
             raise _busy(str(busy)) from None
@@ -103,6 +99,7 @@ class _Settling:
         self._stores = stores
         self._compared = 0
         self._patience = _CATCHES_UP
+        self._hope = _CATCHES_UP
 
     async def archive(self) -> None:
         """Bring the archive up to date, and compare what was not compared yet. Raises :class:`ProjectionError`."""
@@ -119,15 +116,25 @@ class _Settling:
             )
         self._compared = verdict.checkpoint
 
+    async def expected(self) -> int:
+        """From which revision on the log would have to stay complete now."""
+        patience, self._hope = self._hope, 0.0
+        return await self._complete(patience)
+
     async def settle(self, last: int) -> int:
         """From which revision on a log that ends at ``last`` must stay complete."""
         if self._compared < last:
             await self.archive()
-        deadline, self._patience = time.monotonic() + self._patience, 0.0
+        patience, self._patience = self._patience, 0.0
+        return min(await self._complete(patience), self._compared + 1)
+
+    async def _complete(self, patience: float) -> int:
+        """The same of what is archived, when nobody needs it any more, or after so many seconds."""
+        deadline = time.monotonic() + patience
         while True:
             found = await outlook(self._source, self._stores)
             if found.held_by is None or time.monotonic() > deadline:
-                return min(found.complete, self._compared + 1)
+                return found.complete
             await asyncio.sleep(_LOOK)
 
 
@@ -139,9 +146,8 @@ def _busy(who: str) -> ConflictError:
 async def _archive(stores: Stores) -> ArchiveView:
     view = await stores.archive.live(NAME)
     if view is None:
-        raise ProjectionError(
-            f"there is no archive in {stores.archive.path}: make one with `agentfield projections run archive`",
-            projection=NAME,
+        raise NotFoundError(
+            f"there is no archive in {stores.archive.path}: make one with `agentfield projections run archive`"
         )
     return view
 

@@ -1,7 +1,8 @@
 """A directory of archive files: what is in it, and adding to it.
 
 Owns: names and places of files, and what makes several of them one archive. A file lies in ``day=YYYY-MM-DD`` by the
-server's time and is named by the first revision it covers; its footer says of which log it is and up to where it goes.
+server's time and is named by the first revision it covers; its footer says of which log it is, where the archive
+begins, and up to where the file goes.
 The last file of an archive grows by being replaced as a whole; when it is large, or the day is over, the next one is
 begun. So files do not pile up, and never do two hold the same message. Where the server's clock steps back, a later
 file lies under an earlier day: the order is that of revisions. Must not know: what is in a message.
@@ -25,7 +26,7 @@ from typing import Any, Final, NamedTuple
 import orjson
 from filelock import FileLock, Timeout
 
-from agentfield.archive.columns import Rows, day_text, pyarrow, schema
+from agentfield.archive.columns import Rows, day_of, day_text, pyarrow, schema
 from agentfield.errors import DecodeError, InvalidInputError
 
 _VERSION: Final = 1
@@ -71,6 +72,8 @@ class Segment:
     first: int
     last: int
     """Everything that the log held from the first to the last of these is in it."""
+    begins: int
+    """The first revision of the archive that the file was written for."""
     metadata: Any
     """The file's footer, as pyarrow has it."""
 
@@ -111,6 +114,11 @@ class Directory:
                 break
             except FileNotFoundError:
                 continue  # one was replaced in between
+        begins = min((each.begins for each in found), default=0)
+        if found and begins < found[0].first:
+            raise _incomplete(
+                self.path, f"revisions {begins} to {found[0].first - 1} are missing, before {found[0].path}"
+            )
         for one, other in pairwise(found):
             if one.log != other.log:
                 raise InvalidInputError(
@@ -120,10 +128,7 @@ class Directory:
             if other.first != one.last + 1:
                 what = f"revisions {one.last + 1} to {other.first - 1} are missing" if other.first > one.last else "two"
                 what = what if what != "two" else f"{one.path.name} and {other.path.name} overlap"
-                raise InvalidInputError(
-                    f"the archive {self.path} is not whole: {what}, between {one.path} and {other.path}; "
-                    "put back what was taken away, or begin another archive in another directory"
-                )
+                raise _incomplete(self.path, f"{what}, between {one.path} and {other.path}")
         return found
 
     def strangers(self) -> list[Path]:
@@ -185,17 +190,18 @@ class Directory:
                     table = pyarrow().concat_tables([before, table]).unify_dictionaries()
                     first = tail.first
                     segments.pop()
-                segments.append(self._write(log, day, first, rows.last, table))
+                begins = segments[0].begins if segments else tail.begins if tail else begin
+                segments.append(self._write(log, day, first, rows.last, table, begins=begins))
             return segments[-1].last if segments else expected
 
-    def _write(self, log: LogId, day: int, first: int, last: int, table: Any) -> Segment:
+    def _write(self, log: LogId, day: int, first: int, last: int, table: Any, *, begins: int) -> Segment:
         folder = self.path / _folder(day)
         if not folder.is_dir():
             folder.mkdir()
             _to_disk(self.path)
-        path = folder / f"{first:012d}.parquet"
-        footer = {"v": _VERSION, **log._asdict(), "first": first, "last": last}
-        draft = folder / f"{_DRAFT}{os.getpid()}-{path.name}"
+        path = self.path / _place(day, first)
+        footer = {"v": _VERSION, **log._asdict(), "begins": begins, "first": first, "last": last}
+        draft = folder / f"{_DRAFT}{os.getpid()}-{path.stem}"  # no name that whoever reads *.parquet takes for a file
         try:
             pyarrow().parquet.write_table(
                 table.replace_schema_metadata({_FOOTER: orjson.dumps(footer)}),
@@ -276,6 +282,10 @@ def _folder(day: int) -> str:
     return f"day={day_text(day)}"
 
 
+def _place(day: int, first: int) -> Path:
+    return Path(_folder(day), f"{first:012d}.parquet")
+
+
 def _segment(path: Path) -> Segment:
     arrow = pyarrow()
     try:
@@ -284,8 +294,10 @@ def _segment(path: Path) -> Segment:
         if fields["v"] != _VERSION:
             raise InvalidInputError(f"{path} is of version {fields['v']}, which this agentfield cannot read: upgrade")
         log = LogId(fields["namespace"], fields["stream"], fields["created"])
-        segment = Segment(path, log, fields["first"], fields["last"], metadata)
+        first = int(fields["first"])
+        segment = Segment(path, log, first, fields["last"], fields.get("begins", first), metadata)
         _check(segment)
+        _check_place(segment)
         return segment
     except FileNotFoundError:
         raise
@@ -312,6 +324,26 @@ def _check(segment: Segment) -> None:
         if whole and (found.min, found.max) != (before + 1, before + group.num_rows):
             raise ValueError(f"the number of its rows is not right after revision {before}")
         before = found.max
+
+
+def _check_place(segment: Segment) -> None:
+    """Raises InvalidInputError for a file that has changed its name or day.
+
+    Who adds goes by names, and who asks by days, so that it would be replaced by another one, or not be found.
+    """
+    place = _place(day_of(segment.metadata.row_group(0).column(1).statistics.min_raw), segment.first)
+    if Path(*segment.path.parts[-2:]) != place:
+        raise InvalidInputError(
+            f"{segment.path} is out of place: it holds revisions {segment.first} to {segment.last}, and belongs to "
+            f"{segment.path.parent.parent / place}; move it back there"
+        )
+
+
+def _incomplete(path: Path, what: str) -> InvalidInputError:
+    return InvalidInputError(
+        f"the archive {path} is not whole: {what}; put back what was taken away, or begin another archive in another "
+        "directory"
+    )
 
 
 def damaged(path: Path, error: Exception | str, revision: int = 0) -> DecodeError:

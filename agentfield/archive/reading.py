@@ -35,11 +35,11 @@ class Archive:
                 f"there is no archive in {name}, and the log begins at revision {needed + 1}: name the directory it "
                 "was archived to with AGENTFIELD_ARCHIVE, archive=, or --archive"
             )
-        log = segments[0].log
-        if (log.stream, log.created) != (stream, created):
+        log, ours = segments[0].log, segments[0].log._replace(stream=stream, created=created)
+        if log != ours:
             raise InvalidInputError(
-                f"the archive {name} is of another log: of {log.stream}, made at {log.created}, and this one is "
-                f"{stream}, made at {created}; name the right one"
+                f"the archive {name} is of another log: of {log}, and this one is {ours}; name the right one with "
+                "AGENTFIELD_ARCHIVE, archive=, or --archive"
             )
         last = segments[-1].last
         if last < needed:

@@ -75,7 +75,7 @@ async def _one(runner: Runner) -> AgentFieldError | None:
     try:
         await runner.run()
     except AgentFieldError as error:
-        logger.error("%s", error, exc_info=error.__cause__)
+        logger.error("%s", error, exc_info=error.__cause__ if _steps(error) else None)
         return error
     return None
 
@@ -83,9 +83,13 @@ async def _one(runner: Runner) -> AgentFieldError | None:
 def _all_of(failures: Sequence[AgentFieldError]) -> AgentFieldError:
     """One error for all; with the steps through the user's code if there is just one."""
     if len(failures) == 1:
-        cause = failures[0].__cause__
-        return WithDetails(str(failures[0]), users_frames(cause)) if cause is not None else failures[0]
+        return WithDetails(str(failures[0]), steps) if (steps := _steps(failures[0])) else failures[0]
     return AgentFieldError(f"{len(failures)} projections stopped: " + "; ".join(map(str, failures)))
+
+
+def _steps(error: AgentFieldError) -> tuple[str, ...]:
+    """The steps through the user's code; none where it was a store that could not go on."""
+    return () if error.__cause__ is None else users_frames(error.__cause__, or_last=False)
 
 
 def say_where(invocation: Invocation, name: str, field: str, value: int, what: str) -> None:

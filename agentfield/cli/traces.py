@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import sysconfig
 import traceback
+from importlib.util import find_spec
 from pathlib import Path
-
-import agentfield
 
 _FRAMES = 6
 
@@ -17,10 +16,10 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def users_frames(error: BaseException) -> tuple[str, ...]:
+def users_frames(error: BaseException, *, or_last: bool = True) -> tuple[str, ...]:
     """A line for each step through the user's files, the last one nearest to the error; what libraries did is left out.
 
-    If no step was in a file of the user's, the last step.
+    If no step was in a file of the user's, the last step, unless ``or_last`` is False.
     """
     frames = traceback.extract_tb(error.__traceback__)
     lines = [
@@ -28,7 +27,7 @@ def users_frames(error: BaseException) -> tuple[str, ...]:
     ]
     if isinstance(error, SyntaxError) and error.filename:
         lines.append(_line(error.filename, error.lineno, "", error.text))
-    if not lines and frames:
+    if not lines and frames and or_last:
         last = frames[-1]
         lines.append(_line(last.filename, last.lineno, last.name, last.line))
     return tuple(lines[-_FRAMES:])
@@ -53,4 +52,5 @@ def _is_users(filename: str) -> bool:
 
 def _libraries() -> list[Path]:
     named = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
-    return [Path(agentfield.__file__).parent, *(Path(path) for path in named if path)]
+    specs = [spec for spec in map(find_spec, ("agentfield", "projections")) if spec is not None and spec.origin]
+    return [*(Path(str(spec.origin)).parent for spec in specs), *(Path(path) for path in named if path)]

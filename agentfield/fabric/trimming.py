@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from sys import intern
 from typing import Any, Final, NamedTuple
 
 import orjson
@@ -64,6 +65,43 @@ class Busy(Exception):
     """Somebody else trims the log, or it is not as it was when this began. Nothing was taken out by this step."""
 
 
+class _Recent:
+    """How many messages each subject has from a sequence on.
+
+    Whoever holds trimming back may be a million messages behind. So they are counted before the log is frozen, and only
+    what came since, or is needed no more, while nobody can write.
+    """
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._begin(1)
+
+    def _begin(self, start: int) -> None:
+        self._start, self._stop = start, start - 1
+        self._counts: Counter[str] = Counter()
+        self._sequences: deque[int] = deque()
+        self._subjects: deque[str] = deque()
+
+    async def most(self, start: int, stop: int) -> int:
+        """How many messages from one sequence to another the subject has that has most of them."""
+        if not self._start <= start <= self._stop:
+            self._begin(start)
+        while self._sequences and self._sequences[0] < start:
+            self._sequences.popleft()
+            self._counts[self._subjects.popleft()] -= 1
+        self._start = start
+        if self._stop < stop:
+            log = self._log
+            async with Reader(log.connection, log.stream, [], start=self._stop + 1, patience=log.timeout) as reader:
+                async for record in reader.until(stop):
+                    subject = intern(record.subject)
+                    self._sequences.append(record.sequence)
+                    self._subjects.append(subject)
+                    self._counts[subject] += 1
+            self._stop = stop
+        return max(self._counts.values(), default=0)
+
+
 async def needs(log: Log) -> list[Need]:
     """What consumers have still to be given, of handlers and of any other program, the oldest first."""
     found = []
@@ -81,21 +119,30 @@ async def needs(log: Log) -> list[Need]:
 
 
 async def trim(
-    log: Log, settle: Callable[[int], Awaitable[int]], *, allowed: Callable[[], bool]
+    log: Log,
+    expected: Callable[[], Awaitable[int]],
+    settle: Callable[[int], Awaitable[int]],
+    *,
+    allowed: Callable[[], bool],
 ) -> AsyncGenerator[Step, None]:
     """Take out of the log what no longer has to be in it, a step at a time, until there is nothing left of that.
 
-    ``settle`` is called while the log is frozen, with its last sequence, and says from which revision on it must stay
-    complete: everything before must be kept elsewhere by then. It has a few seconds. ``allowed`` is asked in each step
-    whether it may still be done: two must never trim at once. Raises :class:`Busy`, :class:`UnavailableError`,
-    :class:`AccessDeniedError`, what ``settle`` raises, and :class:`OutcomeUnknownError`, if the log may have been left
-    frozen; it is thawed after a minute then.
+    ``expected`` says from which revision on the log would have to stay complete now; if nothing could go then, it is
+    not frozen at all. ``settle`` is called while it is frozen, with its last sequence, and says from which revision on
+    it must stay complete: everything before must be kept elsewhere by then. It has a few seconds. ``allowed`` is asked
+    in each step whether it may still be done: two must never trim at once. Raises :class:`Busy`,
+    :class:`UnavailableError`, :class:`AccessDeniedError`, what ``settle`` raises, and :class:`OutcomeUnknownError`, if
+    the log may have been left frozen; it is thawed after a minute then.
     """
     step = _STEP
     while True:
         totals = await _totals(log)
+        recent = _Recent(log)
+        most = await recent.most(max(log.held.complete, await expected()), int((await log.state())["last_seq"]))
+        if max(totals.values(), default=0) <= 1 + most and not is_frozen((await _info(log))["config"]):
+            return
         begun = time.monotonic()
-        removed, more = await _step(log, settle, totals, step, allowed)
+        removed, more = await _step(log, settle, totals, recent, step, allowed)
         seconds = time.monotonic() - begun
         yield Step(removed, seconds)
         if not more or not removed:
@@ -121,6 +168,7 @@ async def _step(
     log: Log,
     settle: Callable[[int], Awaitable[int]],
     totals: Mapping[str, int],
+    recent: _Recent,
     step: int,
     allowed: Callable[[], bool],
 ) -> tuple[int, bool]:
@@ -136,7 +184,7 @@ async def _step(
         info = await _drained(log, stamp)
         before, last = int(info["state"]["messages"]), int(info["state"]["last_seq"])
         complete = max(log.held.complete, await settle(last))
-        least = 1 + await _most(log, complete, last)
+        least = 1 + await recent.most(complete, last)
         keep = max(least, _limit(totals, least, step))
         if time.monotonic() > at + _FRESH or not allowed():
             raise Busy("it took too long to get ready, or somebody else has begun; nothing was taken out")
@@ -148,16 +196,6 @@ async def _step(
         raise
     state = await asyncio.shield(_thaw(log, stamp))
     return before - int(state["messages"]), keep > least
-
-
-async def _most(log: Log, start: int, stop: int) -> int:
-    """How many messages from one sequence to another the subject has that has most of them."""
-    counts: Counter[str] = Counter()
-    if start <= stop:
-        async with Reader(log.connection, log.stream, [], start=start, patience=log.timeout) as reader:
-            async for record in reader.until(stop):
-                counts[record.subject] += 1
-    return max(counts.values(), default=0)
 
 
 async def _drained(log: Log, stamp: int) -> dict[str, Any]:

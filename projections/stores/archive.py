@@ -77,6 +77,16 @@ class ArchiveView:
         """Whether anything is in it."""
         return bool(await self.segments())
 
+    async def check_log(self) -> None:
+        """Raises :class:`ProjectionError` if it is of another log."""
+        head = await self.head()
+        if head.log != await self._source.log_id():
+            raise ProjectionError(
+                f"the archive {self.place} is of another log ({head.log}): name the right one, or another directory, "
+                "with --store or AGENTFIELD_ARCHIVE",
+                projection=NAME,
+            )
+
     async def segments(self) -> list[Segment]:
         """Its files in the order of the log. Raises :class:`ProjectionError`, and as reading an archive does."""
         return await self._run(self.files.segments)

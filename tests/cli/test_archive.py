@@ -25,7 +25,8 @@ async def written(memory: Memory) -> None:
 
 def test_a_log_is_archived_verified_trimmed_and_read_on(inside: Inside, remember: Remember, archive: Path) -> None:
     remember(written)
-    assert inside("archive", "show").code == 1
+    for command in (["show"], ["trim", "--dry-run"]):
+        assert inside("archive", *command).code == 3
     assert inside("projections", "run", "--once", "archive").out == "archive is current up to event 6\n"
     assert inside("projections", "verify", "archive").out == "as of event 6, its rows (6) are what the log says\n"
     shown = json.loads(inside("archive", "show", "--json").out)
@@ -42,6 +43,8 @@ def test_a_log_is_archived_verified_trimmed_and_read_on(inside: Inside, remember
     assert inside("revert", "order_1", "2", "--yes").code == 0
     assert inside("get", "order_1").out == "1\n"
     assert inside("why", "order_1", "--revision", "2").code == 0
+    verified = inside("projections", "verify", "archive").out
+    assert verified == "as of event 7, its rows (3 of 7: the others are no longer in the log) are what the log says\n"
     assert "log          ok" in inside("doctor").out
     assert "trimmed" not in inside("doctor").out
 
@@ -58,6 +61,32 @@ def test_an_archive_elsewhere_is_named(
     assert "AGENTFIELD_ARCHIVE" in refused.err
     assert inside("history", "order_1", "--since", "1", "--archive", str(archive)).out.count("order_1") == 5
     assert inside("get", "order_1", "--archive", str(archive)).code == 2
+
+
+def test_without_its_archive_history_does_not_say_that_nothing_happened(
+    inside: Inside, remember: Remember, archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remember(written)
+    assert inside("projections", "run", "--once", "archive").code == 0
+    assert inside("archive", "trim", "--yes").code == 0
+    monkeypatch.delenv("AGENTFIELD_ARCHIVE")
+    for asked in (["order_1"], ["order_*"], ["order_1", "--until", "3"], ["order_1", "--writer", "nobody"]):
+        refused = inside("history", *asked)
+        assert (refused.code, refused.out) == (1, "")
+        assert "name the archive of what was before" in refused.err
+    assert inside("set", "order_1", "5").code == 0
+    left = inside("history", "order_1")
+    assert left.out.count("order_1") == 1
+    assert "--archive names where it is kept" in left.err
+    assert inside("history", "order_1", "--reverse", "--limit", "1").err == ""
+
+
+def test_what_the_disk_refuses_is_one_line(inside: Inside, remember: Remember, archive: Path) -> None:
+    remember(written)
+    (archive / ".lock").mkdir(parents=True)
+    refused = inside("projections", "run", "--once", "archive")
+    assert (refused.code, refused.err.count("\n")) == (1, 1)
+    assert "the log keeps the rest" in refused.err
 
 
 def test_an_archive_is_audited(inside: Inside, remember: Remember, archive: Path, tmp_path: Path) -> None:

@@ -99,4 +99,5 @@ async def rewritten(path: Path) -> AsyncIterator[list[Stored]]:
         days.append((day_of(each.timestamp), Rows(Subjects(segments[0].log.namespace)))) if not days else None
         days[-1][1].add(Record(each.subject, each.sequence, each.timestamp, ExactHeaders(each.headers), each.payload))
     rows = days[0][1]
-    Directory(path)._write(segments[0].log, days[0][0], segments[0].first, segments[-1].last, rows.table())
+    first, last = segments[0].first, segments[-1].last
+    Directory(path)._write(segments[0].log, days[0][0], first, last, rows.table(), begins=first)

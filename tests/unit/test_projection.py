@@ -77,8 +77,8 @@ EVENTS = [
 
 
 @contextmanager
-def begun() -> Iterator[SqliteTransaction]:
-    """A transaction in an empty view, as the runner begins it."""
+def transaction() -> Iterator[SqliteTransaction]:
+    """What ``apply`` works on, over nothing."""
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
         connection.execute("BEGIN")
         yield SqliteTransaction(connection)
@@ -103,7 +103,7 @@ def begun() -> Iterator[SqliteTransaction]:
     ],
 )
 def test_a_timeline_answers_what_was_asked(question: Question, revisions: list[int]) -> None:
-    with begun() as view:
+    with transaction() as view:
         timeline = Timeline()
         timeline.prepare(view)
         for each in EVENTS:
@@ -113,13 +113,22 @@ def test_a_timeline_answers_what_was_asked(question: Question, revisions: list[i
 
 @pytest.mark.parametrize("question", [Question(words=["a\0"]), Question(agent="\ud800"), Question(key="\0")])
 def test_what_is_no_text_is_refused(question: Question) -> None:
-    with begun() as view, pytest.raises(InvalidInputError, match="holds what no text does"):
+    with transaction() as view, pytest.raises(InvalidInputError, match="holds what no text does"):
         ask(view, question)
 
 
-@given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1), min_size=1, max_size=3))
+@pytest.mark.parametrize("word", ["", "*", "😀", "->"])
+def test_a_word_that_the_index_cannot_know_is_refused(word: str) -> None:
+    with transaction() as view, pytest.raises(InvalidInputError, match="no letter and no digit"):
+        ask(view, Question(words=["calm", word]))
+
+
+TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"))
+
+
+@given(st.lists(TEXTS.map("{}x".format) | TEXTS.map("x{}".format), min_size=1, max_size=3))
 def test_any_words_can_be_searched_for(words: list[str]) -> None:
-    with begun() as view:
+    with transaction() as view:
         Timeline().prepare(view)
         assert ask(view, Question(words=words)) == []
 

@@ -18,7 +18,13 @@ from agentfield.cli.notes import Note, follow_notes
 from agentfield.cli.output import Output, Part, moment, reader_gone, shortened, visible
 from agentfield.cli.scopes import scope_options, to_read
 from agentfield.cli.waiting import wait
-from agentfield.errors import InvalidInputError, NotFoundError, ResyncRequired, UnavailableError
+from agentfield.errors import (
+    HistoryTruncatedError,
+    InvalidInputError,
+    NotFoundError,
+    ResyncRequired,
+    UnavailableError,
+)
 from agentfield.event import Event
 from agentfield.fabric.consumers.consuming import Start
 from agentfield.fabric.fabric import Fabric
@@ -60,7 +66,7 @@ def history_command(
     check_writer(writer)
     output = invocation.output
 
-    async def show() -> int:
+    async def show() -> tuple[int, int]:
         count = 0
         async with connected(invocation) as fabric:
             part = await extent(fabric, resolved(since, fabric), resolved(until, fabric))
@@ -69,9 +75,15 @@ def history_command(
             ):
                 print_event(event, output)
                 count += 1
-        return count
+        return count, part.start
 
-    if wait(show()) == 0:
+    count, start = wait(show())
+    if since is None and start > 1:  # there was more, and nobody here knows what
+        if count == 0:
+            raise HistoryTruncatedError(requested=1, first_available=start)
+        if not (reverse and count == limit):
+            output.note(f"what was before revision {start} is not in the log: --archive names where it is kept")
+    elif count == 0:
         if since is not None or until is not None:
             by = "" if writer is None else f" by {shown(writer)}"
             output.note(f"no event of {shown(pattern)}{by} in that time")

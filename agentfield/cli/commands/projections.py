@@ -34,6 +34,7 @@ from projections.runner import view_name
 from projections.shipped import SHIPPED
 from projections.source import Source
 from projections.stores import Stores
+from projections.stores.archive import KIND
 from projections.stores.seals import NEVER
 from projections.view import Head, View
 
@@ -231,18 +232,23 @@ def verify_command(invocation: Invocation, target: str, keys: Sequence[str], sto
         async with source_of(invocation) as source:
             verdict = await runner_of(source, projection, chosen).verify()
         fields = {"equal": verdict.equal, "checkpoint": verdict.checkpoint, "rows": verdict.rows}
+        fields |= {"trimmed": verdict.trimmed}
         return {"projection": projection.name, **fields, "found": verdict.found, "expected": verdict.expected}
 
     row = wait(verify())
     if invocation.json:
         invocation.output.object({**row, "found": _plain(row["found"]), "expected": _plain(row["expected"])})
     elif row["equal"]:
-        invocation.output.text(f"as of event {row['checkpoint']}, its rows ({row['rows']}) are what the log says")
+        rows = str(row["rows"])
+        if row["trimmed"]:
+            rows += f" of {row['rows'] + row['trimmed']}: the others are no longer in the log"
+        invocation.output.text(f"as of event {row['checkpoint']}, its rows ({rows}) are what the log says")
     if not row["equal"]:
         found, expected = (visible(str(row[name] or "nothing")) for name in ("found", "expected"))
+        remedy = "begin another one, in another directory" if projection.store == KIND else "rebuild it"
         raise ProjectionError(
             f"the view of {projection.name} is not what the log says: it has {found} where {expected} should be; "
-            "rebuild it",
+            f"{remedy}",
             projection=projection.name,
         )
 

@@ -54,6 +54,9 @@ async def test_duckdb_reads_it_by_day_and_meaning(fabric: Fabric, memory: Memory
     """
     with duckdb.connect() as connection:
         rows = connection.execute(question).fetchall()
+        everything = f"SELECT time FROM read_parquet('{path}/*/*.parquet') WHERE revision = 1"
+        ((stored,),) = connection.execute(everything).fetchall()
+    assert stored == (await anext(aiter(memory.history("*", until=1)))).timestamp
     first = [("order_0", "set", "né"), ("order_7", "set", "né"), ("order_0", "delete", None)]
     assert [(row[0], row[3], row[4]) for row in rows[:3]] == first
     assert rows[-1][:3] == ("cart", "session", "a/b")
@@ -143,7 +146,7 @@ async def test_an_archive_of_another_log_is_not_added_to(
         Source.open(server.url, namespace=f"{namespace}b") as source,
     ):
         await other.set("a", 1)
-        with pytest.raises(ProjectionError, match="made from another log"):
+        with pytest.raises(ProjectionError, match="is of another log"):
             await Archiver(source, Archive(), tmp_path / "archive").catch_up()
 
 

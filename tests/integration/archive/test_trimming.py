@@ -1,6 +1,7 @@
 """Trimming takes out of the log what an archive holds, and nothing that anybody still needs; whoever dies meanwhile."""
 
 import asyncio
+from collections import Counter
 from contextlib import aclosing
 from datetime import timedelta
 from pathlib import Path
@@ -8,7 +9,16 @@ from typing import Any
 
 import pytest
 
-from agentfield import Agent, CaughtUp, Event, HistoryTruncatedError, Memory, ProjectionError, ResyncRequired
+from agentfield import (
+    Agent,
+    CaughtUp,
+    Event,
+    HistoryTruncatedError,
+    Memory,
+    NotFoundError,
+    ProjectionError,
+    ResyncRequired,
+)
 from agentfield.audit.nkey import Signer
 from agentfield.fabric import trimmed
 from agentfield.fabric import trimming as steps
@@ -17,6 +27,7 @@ from agentfield.fabric.jetstream import api
 from agentfield.memory import views
 from projections import Projection, Runner, Source, open_store, trimming
 from projections.stores import Stores
+from projections.timeline import Timeline
 from tests.support import NatsServer, eventually
 from tests.support.archiving import archive, archived, live, rewritten, state_of, trim, write
 from tests.support.events import shorten
@@ -68,6 +79,43 @@ async def test_it_can_be_done_again_and_again(fabric: Fabric, memory: Memory, tm
         assert set((await subjects_of(fabric)).values()) == {1}
         assert await trim(fabric, tmp_path) == 0
         assert [e.revision for e in everything][-1] <= fabric.log.held.complete
+
+
+async def test_nobody_has_to_wait_where_nothing_could_go(
+    fabric: Fabric, memory: Memory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await write(memory, 3)
+    await archive(fabric, tmp_path)
+    await trim(fabric, tmp_path)
+    updates: list[Any] = []
+    monkeypatch.setattr(steps, "_update", updates.append)
+    await memory.set("another", 1)
+    assert (await trim(fabric, tmp_path), updates) == (0, [])
+
+
+async def test_what_is_held_back_is_counted_before_the_log_is_frozen(
+    fabric: Fabric, memory: Memory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everything = await write(memory, 5)
+    runner = Runner(Source(fabric), Timeline(), open_store(tmp_path))
+    await runner.catch_up()
+    await write(memory, 20)
+    await archive(fabric, tmp_path)
+    most, read = steps._Recent.most, []
+
+    async def recorded(recent: Any, start: int, stop: int) -> int:
+        before = recent._stop
+        found = await most(recent, start, stop)
+        read.append((trimmed.is_frozen(await config_of(fabric)), recent._stop - max(before, start - 1)))
+        return found
+
+    monkeypatch.setattr(steps._Recent, "most", recorded)
+    assert await trim(fabric, tmp_path) > 0
+    (frozen, count), then = read[:2]
+    assert (frozen, count > 400, then) == (False, True, (True, 0))
+    held = everything[-1].revision + 1
+    counts = Counter(each.subject for each in await live(fabric, held))
+    assert max((await subjects_of(fabric)).values()) <= max(counts.values()) + 1
 
 
 async def test_writers_meanwhile_notice_nothing_and_lose_nothing(
@@ -176,7 +224,7 @@ async def test_nothing_goes_where_the_archive_is_not_what_the_log_says(
 
 async def test_without_an_archive_nothing_goes(fabric: Fabric, memory: Memory, tmp_path: Path) -> None:
     await write(memory, 2)
-    with pytest.raises(ProjectionError, match="projections run archive"):
+    with pytest.raises(NotFoundError, match="projections run archive"):
         await trim(fabric, tmp_path)
 
 
@@ -203,7 +251,7 @@ async def test_a_log_left_frozen_by_one_who_died_is_thawed_and_nothing_is_lost(
 
     with monkeypatch.context() as broken:
         broken.setattr(steps, "_thaw", dies)
-        broken.setattr(steps, "_update", dies_limiting) if at == "limited" else broken.setattr(steps, "_most", dies)
+        broken.setattr(steps, "_update", dies_limiting) if at == "limited" else broken.setattr(steps, "_drained", dies)
         with pytest.raises(Died):
             await trim(fabric, tmp_path)
     assert trimmed.is_frozen(await config_of(fabric))

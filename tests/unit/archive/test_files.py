@@ -104,7 +104,7 @@ def test_what_fails_in_the_middle_leaves_the_archive_as_it_was(
 
 def test_what_a_dead_writer_left_is_no_part_of_it_and_taken_away(tmp_path: Path) -> None:
     add(tmp_path, [message(1)])
-    draft = next(tmp_path.glob("day=*")) / ".draft-1-000000000002.parquet"
+    draft = next(tmp_path.glob("day=*")) / ".draft-1-000000000002"
     draft.write_bytes(b"half a fi")
     assert [each.sequence for each in read(tmp_path)] == [1]
     add(tmp_path, [message(2)])
@@ -126,6 +126,44 @@ def test_a_gap_is_refused_by_name(tmp_path: Path) -> None:
     next(tmp_path.glob("day=*/000000000002.parquet")).unlink()
     with pytest.raises(InvalidInputError, match="revisions 2 to 2 are missing"):
         Directory(tmp_path).segments()
+
+
+def test_a_beginning_that_is_missing_is_refused_by_name(tmp_path: Path) -> None:
+    for n in range(3):
+        add(tmp_path, [message(n + 7, time=NOON + n * DAY)], begin=5)
+    assert [(each.begins, each.first) for each in Directory(tmp_path).segments()] == [(5, 5), (5, 8), (5, 9)]
+    next(tmp_path.glob("day=*/000000000005.parquet")).unlink()
+    with pytest.raises(InvalidInputError, match=r"revisions 5 to 7 are missing, before .*000000000008"):
+        Directory(tmp_path).segments()
+
+
+def test_files_that_changed_places_are_refused_and_never_replaced(tmp_path: Path) -> None:
+    for n in range(2):
+        add(tmp_path, [message(n + 1, time=NOON + n * DAY)])
+    one, other = sorted(tmp_path.glob("day=*/*.parquet"))
+    moved = other.with_name(one.name)
+    other.rename(moved)
+    with pytest.raises(InvalidInputError, match=r"belongs to .*/000000000002\.parquet; move it back"):
+        add(tmp_path, [message(3, time=NOON + DAY)])
+    moved.rename(one.with_name(other.name))
+    with pytest.raises(InvalidInputError, match="out of place"):
+        Directory(tmp_path).segments()
+    one.with_name(other.name).rename(other)
+    add(tmp_path, [message(3, time=NOON + DAY)])
+    assert [each.sequence for each in read(tmp_path)] == [1, 2, 3]
+
+
+def test_who_asks_duckdb_meanwhile_finds_no_draft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add(tmp_path, [message(1)])
+    found = []
+
+    def look(_: int) -> None:
+        query = f"SELECT revision FROM read_parquet('{tmp_path}/*/*.parquet', hive_partitioning = true)"
+        found.append(duckdb.execute(query).fetchall())
+
+    monkeypatch.setattr("os.fsync", look)
+    add(tmp_path, [message(2)])
+    assert found == [[(1,)], [(1,), (2,)]]
 
 
 def test_two_logs_in_one_directory_are_refused_by_name(tmp_path: Path) -> None:
