@@ -152,7 +152,7 @@ class PinnedConsumer:
         """Acknowledge what is done and let a standby take over at once. Call after ``run`` has ended."""
         self._acks.now()
         await self._acks.sent()
-        pinned = self.active
+        pinned = self.active or self._handing.is_new
         self._handing.pin = ""
         self._acks.forget()
         await self._pulls.close()
@@ -177,9 +177,9 @@ class PinnedConsumer:
                     await self._progress.idle()  # what we still handle must end before we may compete again
                     if self._handing.draining:
                         await asyncio.Event().wait()  # until cancelled: whoever is leaving competes no more
-                    pin = await self._acquire()
+                    await self._acquire()
                     attempt = 0
-                    await self._hold(pin)
+                    await self._hold()
                 except ClosedError:
                     raise
                 except (Fault, AgentFieldError, TimeoutError) as error:
@@ -206,7 +206,7 @@ class PinnedConsumer:
         if state != "connected":
             self._pulls.lost()
 
-    async def _acquire(self) -> str:
+    async def _acquire(self) -> None:
         """Wait as a standby until the server pins this instance. The event that tells so comes again later."""
         await self._pulls.open_inbox()
         advisories = await self._pulls.hear_of_unpinning()
@@ -221,7 +221,8 @@ class PinnedConsumer:
                     elif not message.status:
                         if not (pin := message.headers.get(_PIN)):
                             raise ServerFault(500, 0, f"the consumer {self._spec.name} does not pin its client")
-                        return pin
+                        self._handing.begin(pin)
+                        return
                     elif self._pulls.ends(message, number):
                         break
         finally:
@@ -246,14 +247,13 @@ class PinnedConsumer:
         if info["num_ack_pending"] and not pinned:
             await self._durable.ask("RESET")
 
-    async def _hold(self, pin: str) -> None:
+    async def _hold(self) -> None:
         """Be the active instance; ends with an error, when the pin is lost or in doubt."""
         reset = await self._durable.ask("RESET")
         await self._pulls.open_inbox()
         floor = int(reset["reset_seq"]) - 1
         self._durable.note(reset)
         self._progress.raise_floor(floor)
-        self._handing.begin(pin)
         logger.info("consumer %s: active from sequence %d on", self._spec.name, floor + 1)
         self._turn = Turn(
             self._log,
