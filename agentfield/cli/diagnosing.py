@@ -191,7 +191,7 @@ def deadletters(facts: Facts) -> Iterator[tuple[str, str]]:
     """No event waits for somebody to decide."""
     for (agent, handler), count in sorted(facts.survey.letters.items()):
         yield (
-            f"{number_of(count, 'event')} that {agent}.{handler} gave up on",
+            f"{number_of(count, 'dead letter')} of {agent}.{handler}",
             f"`agentfield deadletters list --agent {agent} --handler {handler}`, then replay or drop",
         )
 

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from agentfield import Agent, Event, connect
+from agentfield import Agent, Event, ResyncRequired, connect
+from agentfield.memory.reacting.letters import letter_of_gap
+from agentfield.testing import settled
 from tests.cli.command import Cli, Running
 from tests.cli.conftest import Inside
 from tests.support import NatsServer, eventually
@@ -177,8 +179,30 @@ def test_a_letter_of_a_handler_that_is_gone_stays(poisoned: Inside) -> None:
     assert poisoned("handlers", "remove", "mail.confirm", "--yes").code == 0
     done = poisoned("deadletters", "replay", "--all", "--agent", "mail")
     assert (done.code, done.out) == (1, "")
-    assert done.err.count("there is no handler mail.confirm any more: serve it, or drop the letter") == 2
+    assert done.err.count("nothing can be asked of mail.confirm: serve it, if it was removed") == 2
     assert len(ids(poisoned, "--agent", "mail")) == 2
+
+
+def test_letters_that_cannot_be_replayed_say_why(inside: Inside, server: NatsServer, namespace: str) -> None:
+    async def fail() -> None:
+        agent = Agent("billing", nats_url=server.url, namespace=namespace)
+
+        @agent.memory.on_change("order_*", delivery="instance", retries=0)
+        async def everywhere(_: Event) -> None:
+            raise KeyError
+
+        async with agent, connect(server.url, namespace=namespace) as memory:
+            await memory.set("order_1", 1)
+            await settled(agent)
+            error = ResyncRequired(requested=1, first_available=3)
+            gap = letter_of_gap(error, agent="billing", handler="everywhere")
+            await (await memory._fabric()).deadletters.store("billing", "everywhere", gap, letter_id="gap")
+
+    asyncio.run(fail())
+    done = inside("deadletters", "replay", "--all")
+    assert done.code == 1
+    assert "letter 1 stays: nothing can be asked of billing.everywhere" in done.err
+    assert "letter 2 stays: it tells of events that are gone" in done.err
 
 
 def test_drop_asks_first_and_takes_just_those(poisoned: Inside) -> None:

@@ -189,7 +189,7 @@ async def test_handlers_that_are_orphans_or_unserved_and_dead_letters_are_found(
                     "nobody serves idle.wait, and it is 1 event behind",
                     "shop.old is an orphan, 1 event behind: agent shop is running, and has no such handler",
                 ],
-                "deadletters": ["1 event that shop.new gave up on"],
+                "deadletters": ["1 dead letter of shop.new"],
             }
 
         await eventually(diagnosed, within=10)

@@ -178,6 +178,75 @@ async def test_stopping_in_the_middle_of_a_handler_waits_for_it_and_acknowledges
     assert heard == [1, 2, 3]
 
 
+async def test_stopping_hands_over_what_has_not_begun_and_each_handler_by_itself(
+    server: NatsServer, namespace: str, memory: Memory
+) -> None:
+    heard: list[tuple[str, Any]] = []
+    begun, failed, go_on = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    def instance(label: str) -> Agent:
+        agent = Agent("tester", nats_url=server.url, namespace=namespace)
+
+        @agent.memory.on_change("slow", concurrency=2)
+        async def slow(event: Event) -> None:
+            begun.set()
+            await go_on.wait()
+            heard.append((label, event.data))
+
+        @agent.memory.on_change("failing", retries=20)
+        async def failing(event: Event) -> None:
+            if label == "first":
+                failed.set()
+                raise ValueError("not here")
+            heard.append((label, event.data))
+
+        @agent.memory.on_change("quick")
+        async def quick(event: Event) -> None:
+            heard.append((label, event.data))
+
+        return agent
+
+    first, second = instance("first"), instance("second")
+    await first.__aenter__()
+    for number in range(20):
+        await memory.set("slow", number)
+    await memory.set("failing", "f")
+    await begun.wait()
+    await failed.wait()
+    async with second:
+        stopping = asyncio.create_task(first.aclose())
+        await memory.set("quick", "q")
+        await eventually(lambda: {data for _, data in heard} == {"f", "q"}, within=PIN_TIMEOUT - 0.5)
+        assert not stopping.done()
+        go_on.set()
+        await stopping
+        await eventually(lambda: heard[-1:] == [("second", 19)])
+    assert [(label, data) for label, data in heard if isinstance(data, int)] == [
+        ("first" if number == 0 else "second", number) for number in range(20)
+    ]
+
+
+async def test_a_plain_function_past_its_timeout_is_over_before_the_next_try(agent: Agent, memory: Memory) -> None:
+    running = most = 0
+    tried: list[int] = []
+
+    @agent.memory.on_change("k", timeout=0.1, retries=2)
+    def react(event: Event) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        tried.append(event.data)
+        time.sleep(0.6)
+        running -= 1
+
+    async with agent:
+        await memory.set("k", 1)
+        await memory.set("k", 2)
+        await eventually(lambda: len(tried) == 6, within=15)
+    assert tried == [1, 1, 1, 2, 2, 2]
+    assert most == 1
+
+
 async def test_a_handler_that_blocks_the_loop_past_the_pin_costs_no_event_and_no_order(
     server: NatsServer, namespace: str, memory: Memory
 ) -> None:
@@ -347,6 +416,8 @@ async def test_a_declaration_of_the_wrong_types_is_refused(agent: Agent) -> None
     ):
         with pytest.raises(InvalidInputError):
             memory.on_change(wrong.pop("patterns"), **wrong)(react)
+    with pytest.raises(InvalidInputError, match="yield"):
+        memory.on_change("k", name="generator")(lambda event: (yield event))
     with pytest.raises(InvalidInputError, match="name"):
         memory.on_change("k")(functools.partial(react))
     with pytest.raises(InvalidInputError, match="belongs to an agent"):

@@ -173,10 +173,15 @@ async def _replay(invocation: Invocation, numbers: Sequence[int], choice: Choice
 
 
 def _hopeless(letter: Letter, handlers: Mapping[tuple[str, str], Surveyed], first: int) -> str | None:
-    if (letter.agent, letter.handler) not in handlers:
-        return f"there is no handler {letter.agent}.{letter.handler} any more: serve it, or drop the letter"
-    if letter.revision is None or letter.revision < first:
+    if letter.revision is None:
+        return "it tells of events that are gone, and of none that could be handled: drop it when you have read it"
+    if letter.revision < first:
         return "the log no longer holds its event: drop it"
+    if (letter.agent, letter.handler) not in handlers:
+        return (
+            f"nothing can be asked of {letter.agent}.{letter.handler}: serve it, if it was removed; if it has "
+            'delivery="instance", there is no replay: drop the letter'
+        )
     return None
 
 

@@ -175,7 +175,7 @@ class PinnedConsumer:
         """Acknowledge what is done and let a standby take over at once. Call after ``run`` has ended."""
         self._acks.now()
         await self._acks.sent()
-        pinned = self.active
+        pinned = self.active or self._handing.is_new
         self._handing.pin = ""
         self._acks.forget()
         await self._pulls.close()
@@ -244,6 +244,9 @@ class PinnedConsumer:
                     if self._pulls.says_unpinned(message):
                         await self._free_unfinished()
                     elif not message.status:
+                        if not (pin := message.headers.get(_PIN)):
+                            raise ServerFault(500, 0, f"the consumer {self._spec.name} does not pin its client")
+                        self._handing.begin(pin)
                         return message
                     elif self._pulls.says_other_pin(message):
                         continue  # to the last pull of the pin that was not renewed
@@ -274,38 +277,35 @@ class PinnedConsumer:
             await self._durable.ask("RESET")
 
     async def _hold(self, message: Message) -> None:
-        """Be the active instance, as the message says that we are, until nothing has come for a while.
+        """Be the active instance, which the message made us, until nothing has come for a while.
 
         Ends with an error when the pin is lost or in doubt.
         """
-        pin = message.headers.get(_PIN)
-        if not pin:
-            raise ServerFault(500, 0, f"the consumer {self._spec.name} does not pin its client")
+        pin = self._handing.pin
         turn, rest, self._rest = self._turn, self._rest, None
-        if turn is not None and rest is not None and await self._stands(rest, pin, turn):
+        if turn is not None and rest is not None and await self._stands(rest, turn):
             turn.take(message)
         else:
             self._forget()
-            turn = await self._take_over(pin)
+            self._handing.begin(pin)
+            turn = await self._take_over()
         await turn.go_on()
 
-    async def _stands(self, rest: _Stand, pin: str, turn: Turn) -> bool:
+    async def _stands(self, rest: _Stand, turn: Turn) -> bool:
         """Whether the consumer stands where our last turn left it, but for the one event that has just come."""
         await self._pulls.open_inbox()
-        self._handing.begin(pin)
         await turn.renew()
         info = await self._durable.ask("INFO")
         one = rest._replace(delivered=rest.delivered + 1)
-        return _pinned(info) == pin and info["num_ack_pending"] == 1 and _Stand.of(info) == one
+        return _pinned(info) == self._handing.pin and info["num_ack_pending"] == 1 and _Stand.of(info) == one
 
-    async def _take_over(self, pin: str) -> Turn:
+    async def _take_over(self) -> Turn:
         """Begin a turn at the floor: what another instance had received and not finished comes again."""
         reset = await self._durable.ask("RESET")
         await self._pulls.open_inbox()
         floor = int(reset["reset_seq"]) - 1
         self._durable.note(reset)
         self._progress.raise_floor(floor)
-        self._handing.begin(pin)
         logger.info("consumer %s: active from sequence %d on", self._spec.name, floor + 1)
         self._turn = turn = Turn(
             self._log,

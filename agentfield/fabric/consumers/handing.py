@@ -35,6 +35,11 @@ class Handing:
         """Whether this instance surely holds the pin at this moment."""
         return bool(self.pin) and self._loop.time() < self._lease_until
 
+    @property
+    def is_new(self) -> bool:
+        """Whether the pin was gained, and no pull with it has been answered yet."""
+        return bool(self.pin) and not self._lease_until
+
     def begin(self, pin: str) -> None:
         """The pin is ours, but for how long is known only when a pull with it has been answered."""
         self.pin, self._lease_until = pin, 0.0

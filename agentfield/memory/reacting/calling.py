@@ -8,7 +8,9 @@ wrote lies as this run meant it, whatever a failed one before had written.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Awaitable
+from functools import partial
 
 from agentfield import execution
 from agentfield.event import Event
@@ -20,27 +22,32 @@ async def call(registration: Registration, event: Event, here: Execution) -> Non
     """Run the handler in that execution. Raises what it raises, and TimeoutError when its time is up."""
     token = execution.current.set(here)
     try:
-        if registration.timeout is None:
-            await _run(registration, event)
-        else:
-            limit = asyncio.timeout(registration.timeout)
-            try:
-                async with limit:
-                    await _run(registration, event)
-            except TimeoutError:
-                if not limit.expired():
-                    raise
-                raise TimeoutError(f"it took longer than its timeout={registration.timeout:g} s") from None
+        limit = asyncio.timeout(registration.timeout)
+        try:
+            async with limit:
+                await _run(registration, event, limit)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise TimeoutError(f"it took longer than its timeout={registration.timeout:g} s") from None
         if here.effects is not None and here.effects.is_repeated:
             await here.effects.restore()
     finally:
         execution.current.reset(token)
 
 
-async def _run(registration: Registration, event: Event) -> None:
+async def _run(registration: Registration, event: Event, limit: asyncio.Timeout) -> None:
     if registration.is_async:
         await registration.function(event)
         return
-    outcome = await asyncio.to_thread(registration.function, event)
+    run = partial(contextvars.copy_context().run, registration.function, event)
+    # Not by a task: one that is ended by SystemExit ends the loop as well.
+    thread = asyncio.get_running_loop().run_in_executor(None, run)
+    try:
+        outcome = await asyncio.shield(thread)
+    except asyncio.CancelledError:
+        if limit.expired():  # nothing stops a thread: the next try, or the key's next event, waits until it is over
+            await asyncio.wait([thread])
+        raise
     if isinstance(outcome, Awaitable):
         await outcome

@@ -18,6 +18,7 @@ from agentfield.fabric.consumers.consuming import Shortened
 from agentfield.fabric.fabric import Fabric
 from agentfield.memory.causes import handler_execution
 from agentfield.memory.reacting.calling import call
+from agentfield.memory.reacting.growth import Growth
 from agentfield.memory.reacting.insisting import insist
 from agentfield.memory.reacting.letters import Letter, letter, letter_of_gap, said
 from agentfield.memory.reacting.loops import LoopDetected, LoopGuard
@@ -63,6 +64,7 @@ class Handling:
         self._shared = shared
         self._resolver = Resolver(fabric, registration.schemas)
         self._loops = LoopGuard(fabric, registration.name, limit=max_depth, clock=fabric.loop.time)
+        self._growth = Growth(fabric, agent=agent, handler=registration.name, limit=max_depth, clock=fabric.loop.time)
 
     async def event(self, taken: Taken) -> Event | None:
         """The event to handle, or None if it cannot be; it lies in the dead letters then, if it is agentfield's."""
@@ -93,6 +95,8 @@ class Handling:
             await self._give_up(event, taken, await self._loops.report(event, taken.record), attempt)
             await self._finish(taken)
             return None
+        if self._growth.is_due(event):
+            await self._growth.look(taken.record)
         try:
             effects = self._effects(taken, event)
             here = handler_execution(event, self._name, agent=self._agent, actor_id=self._actor_id, effects=effects)

@@ -49,7 +49,7 @@ class LoopGuard:
         """The report on an event at the limit, which also makes a line in the log."""
         found = LoopDetected(
             f"{event.writer.depth} handlers have started one another, each with what it wrote, and at most "
-            f"{self._limit} may: {_told(await self._steps(record))}"
+            f"{self._limit} may: {told(await self._steps(record))}"
         )
         self._log(event, found)
         return found
@@ -61,10 +61,7 @@ class LoopGuard:
             async for link in chain(self._fabric, record, values=False):
                 if not isinstance(link, Event) or not link.writer.depth or len(steps) == _LOOKED_AT:
                     break
-                writer = link.writer
-                # What a reasoner wrote counts as the handler's that the calls began with.
-                by = writer.path[0].partition("/")[0] if writer.path else f"{writer.agent}.{writer.function}"
-                steps.append(f"{by} wrote {link.key}")
+                steps.append(step(link))
         except AgentFieldError as error:  # the report is shorter then; the loop is stopped all the same
             logger.debug("handler %s: following a loop back: %s", self._handler, error)
         return steps
@@ -82,7 +79,18 @@ class LoopGuard:
         )  # fmt: skip
 
 
-def _told(steps: Sequence[str]) -> str:
+def written_by(event: Event) -> str:
+    """Which handler an event comes from; what a reasoner wrote counts as the handler's that the calls began with."""
+    writer = event.writer
+    return writer.path[0].partition("/")[0] if writer.path else f"{writer.agent}.{writer.function}"
+
+
+def step(event: Event) -> str:
+    """One step of a chain, in words."""
+    return f"{written_by(event)} wrote {event.key}"
+
+
+def told(steps: Sequence[str]) -> str:
     """The cycle, in the order in which it happens, if it can be seen twice; else the last few steps."""
     for length in range(1, len(steps) // 2 + 1):
         if all(steps[at] == steps[at - length] for at in range(length, len(steps))):

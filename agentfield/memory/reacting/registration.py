@@ -68,6 +68,9 @@ def registration(
         raise InvalidInputError(
             f"handler {getattr(function, '__name__', function)!r} must take one argument, the event"
         ) from None
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        named = getattr(function, "__name__", function)
+        raise InvalidInputError(f"handler {named!r} is a generator, so a call runs nothing of it: take its yield out")
     if isinstance(patterns, str):
         texts = [patterns]
     elif isinstance(patterns, Sequence):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from contextlib import suppress
 
 from agentfield.codec import Record
 from agentfield.errors import AgentFieldError, DecodeError, InvalidInputError
@@ -73,6 +74,7 @@ class HandlerRun:
         )
         kind = PinnedConsumer if self.shared else LiveConsumer
         self._consumer: Consumer = kind(fabric.log, self._spec)
+        self._ending = asyncio.Event()
         self._begin()
 
     def _begin(self) -> None:
@@ -138,7 +140,8 @@ class HandlerRun:
             await self._take(tasks)
 
     async def drain(self) -> None:
-        """Take nothing more, and return when everything taken has been handled."""
+        """Begin nothing more, and return when every try that has begun is over; what waits is for whoever is next."""
+        self._ending.set()
         await self._consumer.drain()
 
     async def leave(self) -> None:
@@ -252,6 +255,8 @@ class HandlerRun:
                 while await self._still_ours(taken, attempt) and not await self._once(taken, attempt=attempt):
                     attempt += 1
                 self._failures.pop(taken.sequence, None)
+                while lane and self._ending.is_set():
+                    self._consumer.put_back(lane.popleft().sequence)
                 if not lane:
                     return
                 taken, attempt = lane.popleft(), 0
@@ -261,12 +266,17 @@ class HandlerRun:
 
     async def _still_ours(self, taken: Taken, attempt: int) -> bool:
         if attempt:
-            await asyncio.sleep(pause_before(attempt))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause_before(attempt)):
+                    await self._ending.wait()
         return await self._consumer.still_ours(taken.sequence)
 
     async def _once(self, taken: Taken, *, attempt: int) -> bool:
-        """One try. True when nothing is left to do: it is finished, or another instance's now."""
+        """One try. True when nothing is left to do: it is finished, or another instance's now or soon."""
         async with self._slots:
+            if self._ending.is_set():
+                self._consumer.put_back(taken.sequence)
+                return True
             event = taken.event or await self._handling.event(taken)
             if event is not None:
                 # It may have taken long to come this far.

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from contextlib import suppress
 
 from agentfield.errors import AgentFieldError, ClosedError
 from agentfield.fabric.consumers.durables import handlers_of
@@ -100,17 +99,22 @@ class Subscriptions:
             )  # fmt: skip
 
     async def drain(self, grace: float = 30.0) -> None:
-        """Let handlers finish what they hold (at most ``grace`` seconds), acknowledge, and hand over. Idempotent."""
+        """Let handlers finish what they have begun (at most ``grace`` seconds), acknowledge, and hand over. Idempotent.
+
+        Each hands over as soon as it has finished: a slow one does not keep the others from going on elsewhere.
+        """
         tasks, self._tasks = self._tasks, []
-        if not tasks:
-            return
-        with suppress(TimeoutError):
-            async with asyncio.timeout(grace):
-                await asyncio.gather(*(run.drain() for run in self.runs))
-        for task in tasks:
-            task.cancel()
-        for outcome in await asyncio.gather(*tasks, return_exceptions=True):
-            if isinstance(outcome, Exception):
-                logger.error("a handler's loop ended with %r", outcome)
-        for run in self.runs:
-            await run.leave()
+        await asyncio.gather(*(_end(run, task, grace) for run, task in zip(self.runs, tasks, strict=False)))
+
+
+async def _end(run: HandlerRun, task: asyncio.Task[None], grace: float) -> None:
+    try:
+        async with asyncio.timeout(grace):
+            await run.drain()
+    except TimeoutError:
+        logger.warning("handler %s: what it has begun is not finished after %g s, and is broken off", run.name, grace)
+    task.cancel()
+    (outcome,) = await asyncio.gather(task, return_exceptions=True)
+    if isinstance(outcome, Exception):
+        logger.error("a handler's loop ended with %r", outcome)
+    await run.leave()
