@@ -53,7 +53,8 @@ class Durable:
     floor: int
     """Everything up to this sequence has been handled."""
     active: bool
-    """Whether an instance takes its events now. Before the first event ever, none does, however many are ready to."""
+    """Whether an instance holds it now. Before the first event, and after seconds without one, none does, however many
+    are there for the next."""
     waiting: int
     """Requests for its events that are open, those of instances that left less than 20 seconds ago included."""
     created: datetime
