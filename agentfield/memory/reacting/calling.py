@@ -8,7 +8,8 @@ wrote lies as this run meant it, whatever a failed one before had written.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 from agentfield import execution
 from agentfield.event import Event
@@ -41,6 +42,13 @@ async def _run(registration: Registration, event: Event) -> None:
     if registration.is_async:
         await registration.function(event)
         return
-    outcome = await asyncio.to_thread(registration.function, event)
+    outcome = await asyncio.to_thread(_called, registration.function, event)
     if isinstance(outcome, Awaitable):
         await outcome
+
+
+def _called(function: Callable[[Event], Any], event: Event) -> Any:
+    try:
+        return function(event)
+    except StopIteration as stopped:  # no future can hold it: who awaits the thread would wait for ever
+        raise RuntimeError("the function raised StopIteration").with_traceback(stopped.__traceback__) from stopped
