@@ -22,6 +22,7 @@ from agentfield.codec import Record, decode_outline
 from agentfield.effects import Effects
 from agentfield.errors import DecodeError
 from agentfield.event import Event, ReplayedFrom, Writer
+from agentfield.execution import Execution
 from agentfield.fabric.fabric import Fabric
 from agentfield.memory.causes import handler_execution
 from agentfield.memory.history import Slice, matching, records_between
@@ -263,13 +264,9 @@ class Rehearsing:
                 event, registration.name, agent=chosen.agent, actor_id=chosen.actor_id, effects=effects
             )
             # In a task of its own: what it leaves in the context is its own, too.
-            await asyncio.create_task(call(registration, event, here), name=f"rehearsal of {chosen.name}")
-        except BaseException as error:
-            task = asyncio.current_task()
-            if isinstance(error, GeneratorExit) or (task is not None and task.cancelling()):
-                raise
+            return await asyncio.create_task(_outcome(registration, event, here), name=f"rehearsal of {chosen.name}")
+        except DecodeError as error:
             return error
-        return None
 
     async def _staged(self, due: _Due, recorded: Event) -> Event:
         """The event as it was, but for its revisions, which are the stage's, as those of all that can be read there.
@@ -292,6 +289,20 @@ class Rehearsing:
                 ),
             }
         )
+
+
+async def _outcome(registration: Registration, event: Event, here: Execution) -> BaseException | None:
+    """What a handler raises, if anything: whatever that is, also what would end the process if it left its task."""
+    try:
+        await call(registration, event, here)
+    except BaseException as error:
+        task = asyncio.current_task()
+        if isinstance(error, GeneratorExit) or (
+            isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling()
+        ):
+            raise
+        return error
+    return None
 
 
 def _handler(writer: Writer) -> str:

@@ -91,21 +91,25 @@ async def test_whatever_a_handler_raises_ends_in_the_dead_letters_and_the_next_e
     assert "react" in letter["error"]["traceback"]
 
 
-async def test_a_plain_function_that_ends_the_program_ends_its_try(agent: Agent, memory: Memory, letters: Any) -> None:
+@pytest.mark.parametrize(("failure", "shown"), [(SystemExit, "SystemExit"), (StopIteration, "RuntimeError")])
+async def test_whatever_a_plain_function_raises_ends_its_try(
+    agent: Agent, memory: Memory, letters: Any, failure: type[BaseException], shown: str
+) -> None:
     heard: list[int] = []
 
     @agent.memory.on_change("k_*", retries=0)
     def react(event: Event) -> None:
         heard.append(event.data)
         if event.data == 1:
-            raise SystemExit(3)
+            raise failure(3)
 
     async with agent:
         for number in (1, 2):
             await memory.set(f"k_{number}", number)
         await eventually(lambda: heard == [1, 2], within=10)
         (letter,) = await eventually(letters)
-    assert letter["error"]["type"] == "SystemExit"
+    assert letter["error"]["type"] == shown
+    assert "StopIteration" in letter["error"]["traceback"] or failure is SystemExit
 
 
 async def test_a_handler_that_took_too_long_is_told_from_one_that_met_a_timeout(

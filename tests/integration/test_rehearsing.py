@@ -292,6 +292,24 @@ async def test_what_is_not_heard_any_more_is_missing_and_what_is_new_is_extra(
     assert rehearse.unknown == {"shop.retired": 1}
 
 
+@pytest.mark.parametrize("failure", [SystemExit, KeyboardInterrupt, asyncio.CancelledError, ValueError])
+async def test_whatever_a_handler_raises_is_its_own_and_the_next_one_runs(
+    agent: Agent, memory: Memory, rehearse: Rehearse, failure: type[BaseException]
+) -> None:
+    @agent.memory.on_change("k_*")
+    async def fails(event: Event) -> None:
+        raise failure
+
+    @agent.memory.on_change("k_*")
+    async def writes(event: Event) -> None:
+        await agent.memory.set("done", 1)
+
+    await memory.set("k_1", 1)
+    one, other = sorted(await rehearse(), key=lambda run: run.handler)
+    assert (one.handler, type(one.error)) == ("shop.fails", failure)
+    assert (other.error, [write.verdict for write in other.writes]) == (None, ["extra"])
+
+
 async def test_calls_between_the_agents_that_are_there_count_as_the_handlers(
     agent: Agent, memory: Memory, rehearse: Rehearse
 ) -> None:

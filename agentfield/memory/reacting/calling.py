@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from functools import partial
+from typing import Any
 
 from agentfield import execution
 from agentfield.event import Event
@@ -40,7 +41,7 @@ async def _run(registration: Registration, event: Event, limit: asyncio.Timeout)
     if registration.is_async:
         await registration.function(event)
         return
-    run = partial(contextvars.copy_context().run, registration.function, event)
+    run = partial(contextvars.copy_context().run, _called, registration.function, event)
     # Not by a task: one that is ended by SystemExit ends the loop as well.
     thread = asyncio.get_running_loop().run_in_executor(None, run)
     try:
@@ -51,3 +52,10 @@ async def _run(registration: Registration, event: Event, limit: asyncio.Timeout)
         raise
     if isinstance(outcome, Awaitable):
         await outcome
+
+
+def _called(function: Callable[[Event], Any], event: Event) -> Any:
+    try:
+        return function(event)
+    except StopIteration as stopped:  # no future can hold it: who awaits the thread would wait for ever
+        raise RuntimeError("the function raised StopIteration").with_traceback(stopped.__traceback__) from stopped
