@@ -312,7 +312,7 @@ def _segment(path: Path) -> Segment:
 def _check(segment: Segment) -> None:
     """Raises ValueError if a footer contradicts itself: nothing in the file proves that it is what was written."""
     metadata = segment.metadata
-    if metadata.schema.to_arrow_schema().names != schema().names:
+    if not metadata.schema.to_arrow_schema().equals(schema()):
         raise ValueError("its columns are not those of an archive")
     whole = segment.rows == segment.last - segment.first + 1
     before = segment.first - 1

@@ -187,7 +187,8 @@ def test_a_flipped_bit_in_a_file_is_never_read_as_if_nothing_was(tmp_path: Path)
     (path,) = tmp_path.glob("day=*/*.parquet")
     whole = path.read_bytes()
     found = 0
-    for at in range(4, len(whole), 61):
+    footer = whole.index(b"ARROW:schema")  # what of it says how to read the columns is proved by nothing else
+    for at in [*range(4, footer, 61), *range(footer, len(whole), 11)]:
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
         try:
             same = read(tmp_path) == messages
