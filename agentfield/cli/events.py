@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import click
 
-from agentfield.cli.connecting import connected
+from agentfield.cli.connecting import connected, without_beginning
 from agentfield.cli.invocation import LOOKING_BACK, Invocation, command
 from agentfield.cli.kinds import POINT, Count, Point
 from agentfield.cli.logs import warn_on_stderr
@@ -60,7 +60,7 @@ def history_command(
     check_writer(writer)
     output = invocation.output
 
-    async def show() -> int:
+    async def show() -> tuple[int, int]:
         count = 0
         async with connected(invocation) as fabric:
             part = await extent(fabric, resolved(since, fabric), resolved(until, fabric))
@@ -69,16 +69,21 @@ def history_command(
             ):
                 print_event(event, output)
                 count += 1
-        return count
+        return count, part.start
 
-    if wait(show()) == 0:
+    count, begins = wait(show())
+    if since is None and begins > 1 and count != limit:
+        output.note(without_beginning(begins))
+    if count == 0:
         if since is not None or until is not None:
             by = "" if writer is None else f" by {shown(writer)}"
             output.note(f"no event of {shown(pattern)}{by} in that time")
         elif writer is not None:
-            raise NotFoundError(f"{shown(writer)} has never written {shown(pattern)} there")
+            ever = "never" if begins <= 1 else "not since"
+            raise NotFoundError(f"{shown(writer)} has {ever} written {shown(pattern)} there")
         elif parsed.is_literal:
-            raise NotFoundError(f"nothing has ever happened to {shown(pattern)} there")
+            ever = "ever happened" if begins <= 1 else "happened since"
+            raise NotFoundError(f"nothing has {ever} to {shown(pattern)} there")
         else:
             output.note(f"no event of {shown(pattern)}")
 
