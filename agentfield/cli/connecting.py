@@ -103,6 +103,13 @@ async def connected(
         await fabric.aclose()
 
 
+def without_beginning(revision: int) -> str:
+    """What is to be said where the past is told from a revision on, though nobody has asked for a beginning."""
+    return (
+        f"what was before revision {revision} is left out: it was trimmed off the log; --archive names where it is kept"
+    )
+
+
 @asynccontextmanager
 async def remembering(invocation: Invocation, *, founds: bool = False) -> AsyncIterator[Memory]:
     """Memory that connects with its first operation, once that has found nothing wrong with what it is asked to do.

@@ -16,6 +16,7 @@ from agentfield.amount import number_of
 from agentfield.cli.connecting import UNWELL
 from agentfield.cli.examining import Facts, sources
 from agentfield.cli.output import age, size
+from agentfield.fabric.keys import REMEDY
 from agentfield.fabric.topology import REPLICAS, compare
 from agentfield.fabric.trimmed import Trimmed, is_frozen, missing
 
@@ -67,6 +68,8 @@ def streams(facts: Facts) -> Iterator[tuple[str, str]]:
     there = [spec for spec in facts.topology.streams if facts.info(spec) is not None]
     if not there:
         return  # nobody has used the namespace yet
+    if facts.keys_lost is not None:
+        yield facts.keys_lost, REMEDY[0].lower() + REMEDY[1:]
     for spec in facts.topology.streams:
         info = facts.info(spec)
         if info is None and spec is facts.topology.log:

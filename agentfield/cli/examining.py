@@ -18,6 +18,8 @@ from agentfield.cli.surveying import Survey, survey
 from agentfield.fabric import records
 from agentfield.fabric.faults import NO_MESSAGE, Fault, ServerFault, error_of
 from agentfield.fabric.jetstream import api
+from agentfield.fabric.keys import Keys
+from agentfield.fabric.log import Log
 from agentfield.fabric.replicas import messages_by_replica
 from agentfield.fabric.topology import StreamSpec, Topology
 from agentfield.fabric.trimmed import expected
@@ -62,6 +64,8 @@ class Facts:
     overdue_for: float
     """Seconds that the oldest of them has been waiting."""
     skew: Skew | None
+    keys_lost: str | None
+    """What happened to the bucket of keys of personal data, if it was lost."""
 
     def info(self, spec: StreamSpec) -> Mapping[str, Any] | None:
         """The server's word on a stream."""
@@ -94,6 +98,7 @@ async def _look(connection: Connection, embedded: Server | None, patience: float
         streams = await _streams(connection, topology, patience)
     there = streams[topology.log.name] is not None and streams[topology.deadletters.name] is not None
     timers = streams[topology.timers.name] is not None
+    keys = there and streams[topology.keys.name] is not None
     overdue = await _overdue(connection, topology, patience) if timers else (0, 0.0)
     return Facts(
         url=connection.url,
@@ -110,7 +115,12 @@ async def _look(connection: Connection, embedded: Server | None, patience: float
         overdue=overdue[0],
         overdue_for=overdue[1],
         skew=await _skew(connection, topology, patience) if there else None,
+        keys_lost=await _keys_lost(connection, topology, patience) if keys else None,
     )
+
+
+async def _keys_lost(connection: Connection, topology: Topology, patience: float) -> str | None:
+    return await Keys(Log(connection, topology, timeout=patience), topology).loss()
 
 
 async def _streams(

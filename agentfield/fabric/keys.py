@@ -47,6 +47,11 @@ INTERVAL: Final = 10.0
 """Seconds between looks at the policy, should its announcement have been lost; old keys are forgotten as often."""
 _MOMENT: Final = 1.0
 """Seconds for which a look at the policy is good enough to tell a key that is gone from a bucket that is."""
+REMEDY: Final = (
+    "Restore it from its backup; or, if there is none, declare anew what is personal (`agentfield personal set`): what "
+    "was encrypted until then counts as erased"
+)
+"""What to do about a bucket that was lost."""
 _MAX_KEYS = 10_000
 _VERSION = 1
 
@@ -125,14 +130,8 @@ class Keys:
         New within a moment of a change, at the latest within :data:`INTERVAL` seconds. Raises
         :class:`UnavailableError` if the bucket that says so was lost.
         """
-        if self._generation < self._noted:
-            held = f"policy {self._generation}" if self._generation else "none"
-            raise UnavailableError(
-                f"the keys of personal data are lost: by the log, policy {self._noted} was set on what is personal, "
-                f"and the bucket {self._stream} holds {held}. Restore it from its backup; or, if there is none, "
-                "declare anew what is personal (`agentfield personal set`): what was encrypted until then counts as "
-                "erased"
-            )
+        if (loss := _loss(self._stream, self._noted, self._generation)) is not None:
+            raise UnavailableError(f"{loss}. {REMEDY}")
         return self._policy
 
     async def present_policy(self) -> PrivacyPolicy:
@@ -168,24 +167,30 @@ class Keys:
     async def _learn(self) -> None:
         """Take over the policy as it is; one look at a time, so that an older answer never comes after a newer one."""
         async with self._learning:
-            note = await self._log.last_of(self._note)  # first: it is never ahead of a bucket that is whole
-            record = await self._leader_get({"last_by_subj": f"{self._prefix}policy.*"}, "reading the policy")
+            note, record = await self._stored_policy()
             self._noted = 0 if note is None else _noted_in(note)
             self._learnt = asyncio.get_running_loop().time()
             if record is None:
                 self._generation, self._policy = 0, PrivacyPolicy()
                 return
-            number = record.subject.rpartition(".")[2]
-            if not (number.isascii() and number.isdigit()):
-                raise InvalidInputError(
-                    f"the bucket of keys holds {record.subject!r}, which agentfield did not write: delete that entry"
-                )
-            if int(number) != self._generation:
+            number = _number_of(record)
+            if number != self._generation:
                 self._policy = PrivacyPolicy.load(_json(record))
-                self._generation = int(number)
+                self._generation = number
                 logger.info("personal in this namespace: %s", self._policy)
             if self._generation > self._noted:
                 await self._note_policy(0 if note is None else note.sequence)
+
+    async def loss(self) -> str | None:
+        """What happened, if the bucket was lost, by a look that changes nothing; see ``REMEDY``. None if it was not."""
+        note, record = await self._stored_policy()
+        noted = 0 if note is None else _noted_in(note)
+        return _loss(self._stream, noted, 0 if record is None else _number_of(record))
+
+    async def _stored_policy(self) -> tuple[Record | None, Record | None]:
+        """The log's note of the last policy, and the policy."""
+        note = await self._log.last_of(self._note)  # first: it is never ahead of a bucket that is whole
+        return note, await self._leader_get({"last_by_subj": f"{self._prefix}policy.*"}, "reading the policy")
 
     async def _note_policy(self, expected: int) -> None:
         """Have the log say which policy is the last. Where that fails, whoever looks next does it."""
@@ -414,6 +419,26 @@ def _key_of(record: Record) -> DataKey:
         raise UnavailableError(
             f"what the bucket of keys holds under {record.subject!r} is no key of agentfield's: somebody else wrote it"
         ) from None
+
+
+def _loss(bucket: str, noted: int, generation: int) -> str | None:
+    if generation >= noted:
+        return None
+    held = f"policy {generation}" if generation else "none"
+    return (
+        f"the keys of personal data are lost: by the log, policy {noted} was set on what is personal, and the bucket "
+        f"{bucket} holds {held}"
+    )
+
+
+def _number_of(record: Record) -> int:
+    """Which policy that is. Raises InvalidInputError."""
+    number = record.subject.rpartition(".")[2]
+    if not (number.isascii() and number.isdigit()):
+        raise InvalidInputError(
+            f"the bucket of keys holds {record.subject!r}, which agentfield did not write: delete that entry"
+        )
+    return int(number)
 
 
 def _noted_in(record: Record) -> int:

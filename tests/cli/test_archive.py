@@ -50,7 +50,7 @@ def test_a_log_is_archived_verified_trimmed_and_read_on(inside: Inside, remember
 
 
 def test_an_archive_elsewhere_is_named(
-    inside: Inside, remember: Remember, archive: Path, monkeypatch: pytest.MonkeyPatch
+    inside: Inside, remember: Remember, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     remember(written)
     assert inside("projections", "run", "--once", "archive").code == 0
@@ -61,6 +61,13 @@ def test_an_archive_elsewhere_is_named(
     assert "AGENTFIELD_ARCHIVE" in refused.err
     assert inside("history", "order_1", "--since", "1", "--archive", str(archive)).out.count("order_1") == 5
     assert inside("get", "order_1", "--archive", str(archive)).code == 2
+    file = str(tmp_path / "log")
+    done = inside("audit", "export", file, "order_1", "--json")
+    assert (json.loads(done.out)["events"], "left out" in done.err) == (0, True)
+    done = inside("audit", "export", file, "order_1", "--archive", str(archive), "--json")
+    assert (json.loads(done.out)["events"], done.err) == (5, "")
+    report = inside("audit", "report", "order_1", "--archive", str(archive), "--output", file)
+    assert (report.code, report.err) == (0, f"{file}: 5 events\n")
 
 
 def test_without_its_archive_history_does_not_say_that_nothing_happened(

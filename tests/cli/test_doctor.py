@@ -113,6 +113,15 @@ async def test_drift_and_a_missing_stream_are_found(inside: Inside, memory: Memo
     assert second == f"stream {letters} is missing"
 
 
+async def test_keys_that_were_lost_are_found(inside: Inside, memory: Memory, namespace: str) -> None:
+    await memory.set_personal(["session"])
+    fabric = await memory._fabric()
+    await api(fabric.connection, f"STREAM.DELETE.{fabric.topology.keys.name}", {})
+    async with connect(fabric.connection.url, namespace=namespace):
+        (finding,) = (await examined(inside))["streams"]
+    assert "the keys of personal data are lost" in finding
+
+
 async def test_a_trimmed_log_is_found(inside: Inside, memory: Memory) -> None:
     for number in range(5):
         await memory.set("key", number)

@@ -17,7 +17,7 @@ from agentfield.audit.nkey import check_public_key, require_cryptography
 from agentfield.audit.replacing import replacing
 from agentfield.audit.reporting import Question, Report, collect, page
 from agentfield.audit.seal import MAX_EVENTS, Seal
-from agentfield.cli.connecting import connected
+from agentfield.cli.connecting import connected, without_beginning
 from agentfield.cli.invocation import LOOKING_BACK, Invocation, command, group
 from agentfield.cli.kinds import DURATION, POINT, Count, Point
 from agentfield.cli.logs import warn_on_stderr
@@ -283,7 +283,7 @@ def export_command(
             done = await export(fabric, path, format, Selection(parsed, scopes, first, last))
         written = await asyncio.to_thread(lambda: path.stat().st_size)
         if since is None and done.first > 1:
-            output.note(_begins_late(done.first))
+            output.note(without_beginning(done.first))
         if output.as_json:
             counts = {"events": done.events, "seals": done.seals, "left_out": done.left_out}
             span = {"first": done.first, "last": done.last}
@@ -334,7 +334,7 @@ def report_command(
 
     report = wait(collected())
     if since is None and report.begins > 1:
-        invocation.output.note(_begins_late(report.begins))
+        invocation.output.note(without_beginning(report.begins))
     entitle(report, pattern=pattern, scope=scope, writer=writer, since=since, until=until)
     text = page(report)
     if path is None:
@@ -345,10 +345,6 @@ def report_command(
         invocation.output.note(f"{path}: {number_of(len(report.rows), 'event')}")
     if not report.checked.verdict.intact and (fault := failure(report.checked.verdict)) is not None:
         raise fault
-
-
-def _begins_late(revision: int) -> str:
-    return f"what was before revision {revision} is left out: it was trimmed off the log, and no archive at hand has it"
 
 
 async def _part(fabric: Fabric, since: Point | None, until: Point | None) -> tuple[int | None, int | None]:

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import click
 
-from agentfield.cli.connecting import connected
+from agentfield.cli.connecting import connected, without_beginning
 from agentfield.cli.invocation import LOOKING_BACK, Invocation, command
 from agentfield.cli.kinds import POINT, Count, Point
 from agentfield.cli.logs import warn_on_stderr
@@ -82,7 +82,7 @@ def history_command(
         if count == 0:
             raise HistoryTruncatedError(requested=1, first_available=start)
         if not (reverse and count == limit):
-            output.note(f"what was before revision {start} is not in the log: --archive names where it is kept")
+            output.note(without_beginning(start))
     elif count == 0:
         if since is not None or until is not None:
             by = "" if writer is None else f" by {shown(writer)}"
