@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, NoReturn, Self
 
-from agentfield import HistoryTruncatedError, InvalidInputError
+from agentfield import InvalidInputError, ProjectionError
 from agentfield.archive.columns import misread, records_of, schema
 from agentfield.archive.directory import MOST_BYTES, MOST_ROWS, Segment
 from agentfield.archive.reading import batches
@@ -101,7 +101,12 @@ class Stretches:
         complete = self._source.fabric.log.held.complete
         if self._start < complete:
             if self._start > 1:
-                raise HistoryTruncatedError(requested=self._start, first_available=complete)
+                raise ProjectionError(
+                    f"the archive ends at revision {self._start - 1}, and the log was trimmed up to {complete - 1}: "
+                    "put the files of the archive that holds what is between them into it, or begin another archive, "
+                    "in another directory",
+                    projection=NAME,
+                )
             self._reader = Live(self._source.fabric).reader(complete)
         await self._reader.__aenter__()
         return self

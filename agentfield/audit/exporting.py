@@ -66,6 +66,8 @@ class Exported:
     """Messages that the format has no place for: it holds events of keys, as agentfield writes them, alone."""
     first: int
     last: int
+    begins: int = 0
+    """The first revision that could be exported, if what was selected began before it and was trimmed; else 0."""
 
 
 class _Sink(Protocol):
@@ -111,7 +113,7 @@ async def export(fabric: Fabric, path: Path, format: str, selection: Selection) 
                 sink.seal(signed)
                 seals += 1
             sink.end(events, seals)
-    return Exported(events, seals, left_out, first, last)
+    return Exported(events, seals, left_out, first, last, extent.lacking(selection.first))
 
 
 async def _selected(

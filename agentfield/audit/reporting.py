@@ -87,6 +87,8 @@ class Report:
     statement: str
     """What was found, in one sentence; ``state`` is ``verified``, ``unsealed`` or ``tampered``."""
     remarks: list[str] = field(default_factory=list)
+    begins: int = 0
+    """The first revision that could be looked at, if what was asked for began before it and was trimmed; else 0."""
 
     @property
     def seals(self) -> list[Span]:
@@ -166,6 +168,7 @@ async def collect(fabric: Fabric, question: Question, *, trusted: Collection[str
         checked=checked,
         state="",
         statement="",
+        begins=extent.lacking(question.first),
     )
 
 

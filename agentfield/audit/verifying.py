@@ -31,6 +31,10 @@ class Extent(NamedTuple):
     """The first sequence that it still holds; one past the last if it holds none."""
     last: int
 
+    def lacking(self, first: int | None) -> int:
+        """The first sequence that it still holds, if ``first``, or without it the very first, lies before; else 0."""
+        return self.first if (first or 1) < self.first else 0
+
 
 class Witness(NamedTuple):
     """A seal that was found in order before: its number and its hash in hexadecimal."""

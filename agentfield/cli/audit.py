@@ -288,6 +288,8 @@ def export_command(
             return
         held = f"{number_of(done.events, 'event')}, {number_of(done.seals, 'seal')}, {size(written)}"
         output.line((str(path), "bold"), held)
+        if done.begins:
+            output.note(_not_in_it(done.begins))
         if done.left_out:
             left_out = number_of(done.left_out, "message that is no event", "messages that are no events")
             output.note(f"left out: {left_out} of keys, such as those of locks")
@@ -338,9 +340,15 @@ def report_command(
         with replacing(path) as partial:
             partial.write_text(text, encoding="utf-8")
         invocation.output.note(f"{path}: {number_of(len(report.rows), 'event')}")
+    if report.begins:
+        invocation.output.note(_not_in_it(report.begins))
     fault = failure(report.checked.verdict)
     if fault is not None and report.state == "tampered":
         raise fault
+
+
+def _not_in_it(begins: int) -> str:
+    return f"what was before revision {begins} is not in it: it was trimmed off the log, and is in its archive"
 
 
 async def _range(fabric: Fabric, since: Point | None, until: Point | None) -> tuple[int | None, int | None]:

@@ -100,6 +100,20 @@ def test_an_archive_is_audited(inside: Inside, remember: Remember, archive: Path
     assert inside("audit", "verify", "--archive", str(archive), "--export", str(key)).code == 2
 
 
+def test_what_an_export_or_a_report_lacks_is_said(
+    inside: Inside, remember: Remember, archive: Path, tmp_path: Path
+) -> None:
+    remember(written)
+    file, page = tmp_path / "log.jsonl", tmp_path / "page.html"
+    assert inside("audit", "export", str(file)).err == ""
+    assert inside("projections", "run", "--once", "archive").code == 0
+    assert inside("archive", "trim", "--yes").code == 0
+    assert "what was before revision 8 is not in it" in inside("audit", "export", str(file)).err
+    assert "what was before revision 8 is not in it" in inside("audit", "report", "--output", str(page)).err
+    assert "before revision 8: it was trimmed off the log" in page.read_text()
+    assert inside("audit", "export", str(file), "--since", "8").err == ""
+
+
 def test_it_is_neither_removed_nor_rebuilt(inside: Inside, remember: Remember, archive: Path) -> None:
     remember(written)
     assert inside("projections", "run", "--once", "archive").code == 0
