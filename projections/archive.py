@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, NoReturn, Self
 
-from agentfield import InvalidInputError
+from agentfield import HistoryTruncatedError, InvalidInputError, ProjectionError
 from agentfield.archive.columns import records_of, schema
 from agentfield.archive.directory import MOST_BYTES, MOST_ROWS, Segment
 from agentfield.archive.reading import batches, otherwise
@@ -96,7 +96,15 @@ class Stretches:
         self._ahead: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        await self._messages.__aenter__()
+        try:
+            await self._messages.__aenter__()
+        except HistoryTruncatedError as error:
+            raise ProjectionError(
+                f"the archive ends at revision {error.requested - 1}, and the log was trimmed up to "
+                f"{error.first_available - 1}: put the files of the archive that holds what is between them into it, "
+                "or begin another archive, in another directory",
+                projection=NAME,
+            ) from None
         return self
 
     async def __aexit__(

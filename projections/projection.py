@@ -19,6 +19,8 @@ MAX_NAME = 32
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 SCOPES = ("workflow", "session", "actor", "global")
 STORES = ("sqlite", "duckdb", "bucket")
+RESERVED = frozenset({"timeline", "metrics", "archive", "seals", "state"})
+"""Names of what ships."""
 _OWN_STORES = ("seals", "archive")
 """Of projections that ship, and of nobody else's."""
 
@@ -105,12 +107,22 @@ def check(projection: object) -> Projection:
     kind = type(projection).__name__
     name, version = getattr(projection, "name", None), projection.version
     check_name(name, kind)
+    if name in RESERVED and not _ships(projection):
+        raise InvalidInputError(
+            f"{kind} is named {name!r}, as one that ships with agentfield, and would take the place of its view: "
+            "choose another name"
+        )
     if type(version) is not int or version < 1:
         raise InvalidInputError(f"projection {name!r} has version {version!r}: a whole number, 1 or more")
     if projection.store not in (*STORES, *_OWN_STORES):
         raise InvalidInputError(f"projection {name!r} asks for store {projection.store!r}: one of {', '.join(STORES)}")
     Selection.of(projection)
     return projection
+
+
+def _ships(projection: Projection) -> bool:
+    kinds = (kind for kind in type(projection).__mro__ if kind is not Projection)
+    return any(kind.__module__.partition(".")[0] == __package__ for kind in kinds)
 
 
 def check_name(name: object, of: str = "projection") -> str:

@@ -443,6 +443,8 @@ async def test_a_view_that_another_process_keeps_to_itself_is_waited_for(
     ("attributes", "said"),
     [
         ({"name": "Not A Name"}, "1 to 32"),
+        ({"name": "archive"}, "as one that ships"),
+        ({"name": "state"}, "as one that ships"),
         ({"version": 0}, "a whole number, 1 or more"),
         ({"patterns": ()}, "hears no pattern"),
         ({"patterns": "a>"}, "'>'"),

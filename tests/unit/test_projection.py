@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from agentfield import Event, InvalidInputError, Scope, Writer
 from agentfield.pattern import Pattern
-from projections import Projection
-from projections.projection import Selection, check
+from projections import Projection, state
+from projections.projection import RESERVED, Selection, check
+from projections.shipped import SHIPPED, shipped
 from projections.stores.sqlite import SqliteTransaction
 from projections.timeline import Question, Timeline, ask, glob_of, instant
 
@@ -109,6 +110,13 @@ def test_a_timeline_answers_what_was_asked(question: Question, revisions: list[i
         for each in EVENTS:
             timeline.apply(each, view)
         assert [moment.revision for moment in ask(view, question)] == revisions
+
+
+def test_the_names_of_what_ships_are_nobody_elses() -> None:
+    assert {*SHIPPED, state.NAME} == RESERVED
+    for name in SHIPPED:
+        projection = shipped(name)
+        assert projection is None or check(projection) is projection
 
 
 @pytest.mark.parametrize("question", [Question(words=["a\0"]), Question(agent="\ud800"), Question(key="\0")])

@@ -37,7 +37,9 @@ def show_command(invocation: Invocation, store: Path | None) -> None:
     output = invocation.output
     messages = f"{fields['archived_messages']:,} messages, {fields['files']:,} files, {size(fields['bytes'])}"
     output.line(("archive", "dim"), fields["archive"], f"revisions {fields['first']} to {fields['archived']}", messages)
-    whole = f"whole from revision {fields['begins']} to {fields['last']}"
+    whole = f"whole from revision {fields['begins']} " + (
+        f"to {fields['last']}" if fields["begins"] <= fields["last"] else "on, which is the next one"
+    )
     output.line(("log", "dim"), f"{fields['messages']:,} messages", whole)
     output.line(("trimming", "dim"), f"possible up to revision {fields['complete'] - 1}", _holding(fields["held_by"]))
 
@@ -116,7 +118,9 @@ def _fields(found: Outlook) -> dict[str, Any]:
 def _holding(held_by: dict[str, Any] | None) -> str:
     if held_by is None:
         return "nobody needs more of it"
-    return f"held back by {held_by['name']}, from revision {held_by['revision']} on"
+    name = held_by["name"]
+    who = f"a program that reads the log ({name})" if name.startswith("reader-") else name
+    return f"held back by {who}, from revision {held_by['revision']} on"
 
 
 archive_command = group(

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from projections import Source, open_store
 from projections.archive import Archive, Archiver
 from projections.stores import Stores
 from tests.support import NatsServer, eventually
-from tests.support.archiving import archive, archived, archiver, live, write
+from tests.support.archiving import archive, archived, archiver, live, trim, write
 from tests.support.running import program
 
 KILLS = int(os.environ.get("AGENTFIELD_TEST_KILLS", "5"))
@@ -148,6 +149,22 @@ async def test_an_archive_of_another_log_is_not_added_to(
         await other.set("a", 1)
         with pytest.raises(ProjectionError, match="is of another log"):
             await Archiver(source, Archive(), tmp_path / "archive").catch_up()
+
+
+async def test_one_that_fell_behind_a_log_trimmed_by_another_says_what_is_between_them(
+    fabric: Fabric, memory: Memory, tmp_path: Path
+) -> None:
+    await write(memory, 3)
+    await archive(fabric, tmp_path / "behind")
+    last = (await write(memory, 3))[-1].revision
+    await archive(fabric, tmp_path / "other")
+    assert await trim(fabric, tmp_path / "other") > 0
+    with pytest.raises(ProjectionError, match=rf"the log was trimmed up to {last + 1}: put the files of the archive"):
+        await archive(fabric, tmp_path / "behind")
+    for file in (tmp_path / "other").rglob("*.parquet"):
+        shutil.copy(file, next((tmp_path / "behind").rglob(file.name)))
+    await archive(fabric, tmp_path / "behind")
+    assert await archived(tmp_path / "behind" / "archive") == await archived(tmp_path / "other" / "archive")
 
 
 async def test_it_is_neither_rebuilt_nor_removed(fabric: Fabric, memory: Memory, tmp_path: Path) -> None:
