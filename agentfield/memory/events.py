@@ -145,8 +145,9 @@ class Events(Base):
         ``start``: ``"new"``; ``"current"``, the present values first, as events; ``"all"``, the whole past first; an
         aware datetime; or a revision, the first one wanted. A :class:`CaughtUp` stands between what had happened
         before the call and what comes after. Events are taken from the server only as fast as they are consumed, and
-        a few hundred at most wait here. Raises :class:`ResyncRequired` in the place of events that somebody has taken
-        out of the log before they came.
+        a few hundred at most wait here. Whoever cancels the wait for the next one, as ``asyncio.timeout`` does, ends
+        the iteration. Raises :class:`ResyncRequired` in the place of events that somebody has taken out of the log
+        before they came.
         """
         if isinstance(start, str) and start not in _STARTS:
             raise InvalidInputError(f"start={start!r}: 'new', 'current', 'all', an aware datetime, or a revision")

@@ -12,7 +12,7 @@ from typing import Self
 
 from agentfield.agent import Agent, AIConfig
 from agentfield.agent.ai import Model
-from agentfield.testing.settling import PATIENCE, settled
+from agentfield.testing.settling import PATIENCE, check_agents, settled
 
 GRACE = 5.0
 """Seconds that handlers and calls get when a test is through; what takes longer hangs, as far as a test can tell."""
@@ -48,7 +48,7 @@ class Agents:
         Raises InvalidInputError for an agent that is served already, and what serving raises; none of them runs then.
         """
         async with AsyncExitStack() as stack:
-            for agent in agents:
+            for agent in check_agents(agents):
                 await stack.enter_async_context(
                     agent.elsewhere(
                         self.url,

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from agentfield.agent import Agent
+from agentfield.amount import check_span
 from agentfield.codec import Record
 from agentfield.errors import InvalidInputError
 from agentfield.fabric.fabric import Fabric
@@ -71,6 +72,7 @@ async def settled(*agents: Agent, within: float = PATIENCE) -> None:
     Raises :class:`NotSettledError` after ``within`` seconds, and :class:`InvalidInputError` for an agent with handlers
     that is not served here.
     """
+    within = check_span(within, "within")
     logs = _logs(agents)
     try:
         async with asyncio.timeout(within):
@@ -171,9 +173,17 @@ class _Log:
         return f"{key} in {scope.kind}{where} (revision {record.sequence})"
 
 
+def check_agents(agents: Sequence[Agent]) -> Sequence[Agent]:
+    """The same, if all of them are agents. Raises :class:`InvalidInputError`."""
+    for agent in agents:
+        if not isinstance(agent, Agent):
+            raise InvalidInputError(f"{agent!r} is no Agent: give agents, one argument each")
+    return agents
+
+
 def _logs(agents: Sequence[Agent]) -> list[_Log]:
     logs: dict[tuple[str, str], _Log] = {}
-    for agent in agents:
+    for agent in check_agents(agents):
         handlers: Mapping[str, HandlerRun] = agent.handlers
         if agent.memory.registrations and not handlers:
             raise InvalidInputError(

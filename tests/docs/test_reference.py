@@ -118,7 +118,8 @@ def test_the_numbers_in_the_guarantees_are_those_of_the_code() -> None:
     for fact in (
         f"for {jetstream.PATIENCE:.0f} seconds, and the server stores an id once",
         f"tried {retries} more times",
-        f"If it dies, another takes over within about {consumer.PIN_TIMEOUT:.0f} seconds",
+        f"if it dies, within about {consumer.PIN_TIMEOUT:.0f} seconds",
+        f"finished yet: {progress.WINDOW:,} at most",
         f"After {protocol.SILENCE:.0f} seconds without one",
         f"({agent.CALL_TIMEOUT:.0f} seconds by default)",
         f"for up to {presence.GRACE:.0f} seconds",

@@ -5,6 +5,7 @@ import random
 from collections import Counter
 from contextvars import Context
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -207,3 +208,14 @@ async def test_an_agent_that_is_not_served_here_cannot_be_waited_for() -> None:
     ping, _ = relay("ping", delay=0)
     with pytest.raises(InvalidInputError, match="'ping' is not served in this process"):
         await settled(ping)
+
+
+@pytest.mark.parametrize("wrong", [None, "shop", [Agent("shop")]])
+async def test_what_is_no_agent_can_neither_run_nor_be_waited_for(agentfield_agents: Agents, wrong: Any) -> None:
+    with pytest.raises(InvalidInputError, match="is no Agent"):
+        async with agentfield_agents.run(wrong):
+            pass
+    with pytest.raises(InvalidInputError, match="is no Agent"):
+        await settled(wrong)
+    with pytest.raises(InvalidInputError, match="within"):
+        await agentfield_agents.settled(within=-1)
