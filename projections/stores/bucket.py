@@ -17,6 +17,7 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
+from agentfield import InvalidInputError
 from agentfield.fabric.batch import Expectation
 from agentfield.fabric.view_bucket import MAX_BATCH, BatchItem, Conflict, Described, ViewBucket, described
 from agentfield.key import key_of, key_tokens
@@ -217,7 +218,10 @@ class BucketView:
                 BatchItem(each, b"" if payload is None else payload, _DELETED if payload is None else {})
                 for each, payload in content.changed.items()
             ]
-            await self._bucket.write(items)
+            try:
+                await self._bucket.write(items)
+            except InvalidInputError as error:  # one of them is over the server's limit
+                raise TooMuch(str(error)) from None
         except Conflict as conflict:
             self._kept.clear()
             raise Moved(f"bucket {self.place}: {conflict}") from None

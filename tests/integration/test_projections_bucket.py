@@ -174,6 +174,19 @@ async def test_more_keys_than_fit_into_one_transaction_take_several(
     assert (await head_of(store)).checkpoint == 500
 
 
+async def test_a_value_that_is_too_large_stops_the_projection_at_its_event(
+    memory: Memory, source: Source, store: Buckets
+) -> None:
+    class Large(Totals):
+        async def apply(self, event: Event, view: Any) -> None:
+            view.put(event.key, "x" * (2_000_000 if event.data == 12 else 10))
+
+    await write(memory, 20)
+    with pytest.raises(ProjectionError, match=r"stopped at event 13, 'item_2': .*over the server's limit"):
+        await Runner(source, Large(), store).catch_up()
+    assert ((await head_of(store)).checkpoint, (await head_of(store)).failed_at) == (12, 13)
+
+
 async def test_a_paused_view_stays_where_it_is(memory: Memory, source: Source, store: Buckets) -> None:
     runner = Runner(source, Totals(), store)
     await write(memory, 10)
