@@ -26,7 +26,7 @@ from typing import Any, Final, NamedTuple
 import orjson
 from filelock import FileLock, Timeout
 
-from agentfield.archive.columns import Rows, day_of, day_text, pyarrow, schema
+from agentfield.archive.columns import Rows, day_text, pyarrow, schema
 from agentfield.errors import DecodeError, InvalidInputError
 
 _VERSION: Final = 1
@@ -199,8 +199,8 @@ class Directory:
         if not folder.is_dir():
             folder.mkdir()
             _to_disk(self.path)
-        path = self.path / _place(day, first)
-        footer = {"v": _VERSION, **log._asdict(), "begins": begins, "first": first, "last": last}
+        path = folder / f"{first:012d}.parquet"
+        footer = {"v": _VERSION, **log._asdict(), "day": day, "begins": begins, "first": first, "last": last}
         draft = folder / f"{_DRAFT}{os.getpid()}-{path.stem}"  # no name that whoever reads *.parquet takes for a file
         try:
             pyarrow().parquet.write_table(
@@ -282,10 +282,6 @@ def _folder(day: int) -> str:
     return f"day={day_text(day)}"
 
 
-def _place(day: int, first: int) -> Path:
-    return Path(_folder(day), f"{first:012d}.parquet")
-
-
 def _segment(path: Path) -> Segment:
     arrow = pyarrow()
     try:
@@ -297,7 +293,7 @@ def _segment(path: Path) -> Segment:
         first = int(fields["first"])
         segment = Segment(path, log, first, fields["last"], fields.get("begins", first), metadata)
         _check(segment)
-        _check_place(segment)
+        _check_place(segment, fields.get("day"))
         return segment
     except FileNotFoundError:
         raise
@@ -305,7 +301,7 @@ def _segment(path: Path) -> Segment:
         raise
     except KeyError:
         raise InvalidInputError(f"{path} is no file of an archive: keep other files elsewhere") from None
-    except (arrow.ArrowException, AttributeError, OSError, TypeError, ValueError) as error:
+    except (arrow.ArrowException, AttributeError, OSError, OverflowError, TypeError, ValueError) as error:
         raise damaged(path, error) from error
 
 
@@ -326,16 +322,17 @@ def _check(segment: Segment) -> None:
         before = found.max
 
 
-def _check_place(segment: Segment) -> None:
+def _check_place(segment: Segment, day: int | None) -> None:
     """Raises InvalidInputError for a file that has changed its name or day.
 
     Who adds goes by names, and who asks by days, so that it would be replaced by another one, or not be found.
     """
-    place = _place(day_of(segment.metadata.row_group(0).column(1).statistics.min_raw), segment.first)
-    if Path(*segment.path.parts[-2:]) != place:
+    folder = segment.path.parent
+    place = folder.parent / (folder.name if day is None else _folder(day)) / f"{segment.first:012d}.parquet"
+    if segment.path != place:
         raise InvalidInputError(
             f"{segment.path} is out of place: it holds revisions {segment.first} to {segment.last}, and belongs to "
-            f"{segment.path.parent.parent / place}; move it back there"
+            f"{place}; move it back there"
         )
 
 
