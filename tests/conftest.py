@@ -40,9 +40,10 @@ def pytest_configure() -> None:
 def _sealed_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep the user's settings out and the user's data alone, and leave no process behind."""
     session = secrets.token_hex(8)
-    # A shell without job control starts what it puts into the background with SIGINT ignored, and that is inherited:
-    # the programs under test would never see Ctrl-C.
+    # What is ignored here is ignored in the programs under test: a shell without job control starts what it puts into
+    # the background without SIGINT, and nohup without SIGHUP.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     with pytest.MonkeyPatch.context() as environment:
         for name in list(os.environ):
             if name.startswith(_OURS) and not name.startswith(_KEPT):

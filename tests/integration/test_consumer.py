@@ -186,6 +186,23 @@ async def test_leaving_hands_over_at_once(fabric: Fabric, server: NatsServer, op
     assert standby.handled == [6]
 
 
+async def test_a_pin_that_comes_in_the_moment_of_the_end_is_handed_over_too(
+    fabric: Fabric, server: NatsServer, open_fabric: OpenFabric
+) -> None:
+    async with instance(fabric) as leaving:
+        await eventually(lambda: waits(fabric))
+        await leaving.end()
+        await write(fabric, "k.1")
+        async with instance(await open_fabric(server)) as standby:
+            await leaving.consumer.leave()
+            await standby.reached(1, within=PIN_TIMEOUT / 2)
+    assert leaving.handled == []
+
+
+async def waits(fabric: Fabric) -> bool:
+    return int((await info(fabric))["num_waiting"]) > 0
+
+
 async def test_draining_finishes_what_is_held_and_hands_out_nothing_more(fabric: Fabric) -> None:
     await write_many(fabric, names(1, 50))
     async with instance(fabric, hold=True) as running:

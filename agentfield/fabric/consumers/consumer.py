@@ -33,7 +33,7 @@ from agentfield.fabric.consumers.durable import GROUP, PIN_TIMEOUT, Durable
 from agentfield.fabric.consumers.gaps import Gaps
 from agentfield.fabric.consumers.handing import Handing
 from agentfield.fabric.consumers.progress import Progress
-from agentfield.fabric.consumers.pulling import Pulls
+from agentfield.fabric.consumers.pulling import PIN, Pulls
 from agentfield.fabric.consumers.turn import Turn
 from agentfield.fabric.faults import Fault, ServerFault, Verdict, error_of
 from agentfield.fabric.jetstream import backoff
@@ -50,7 +50,8 @@ _SILENCE = 2.5
 """Seconds beyond the end of a standby's pull after which it counts as lost."""
 _MARGIN = 0.5
 """Seconds that the last pull of a pin that is not renewed stays open beyond it."""
-_PIN = "Nats-Pin-Id"
+_LEAVE = 2.0
+"""Seconds that each step of leaving may take; a standby that nobody tells takes over after the pin's end."""
 
 
 class _Stand(NamedTuple):
@@ -178,10 +179,10 @@ class PinnedConsumer:
         pinned = self.active or self._handing.is_new
         self._handing.pin = ""
         self._acks.forget()
-        await self._pulls.close()
+        pinned = await self._pulls.end(_LEAVE) or pinned
         if pinned and self._connection.state == "connected":
             try:
-                await self._connection.flush(2.0)  # the acknowledgement first
+                await self._connection.flush(_LEAVE)  # the acknowledgement first
                 if self._turn is not None and self._turn.fed:
                     await self._durable.ask("RESET", {"seq": self.floor + 1})
                 await self._durable.ask("UNPIN", {"group": GROUP})
@@ -244,7 +245,7 @@ class PinnedConsumer:
                     if self._pulls.says_unpinned(message):
                         await self._free_unfinished()
                     elif not message.status:
-                        if not (pin := message.headers.get(_PIN)):
+                        if not (pin := message.headers.get(PIN)):
                             raise ServerFault(500, 0, f"the consumer {self._spec.name} does not pin its client")
                         self._handing.begin(pin)
                         return message

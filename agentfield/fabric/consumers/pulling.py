@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections import deque
+from contextlib import suppress
 from typing import Any
 
 import orjson
@@ -27,6 +28,8 @@ from agentfield.fabric.wire.subscription import Subscription
 
 _UNPINNED = "$JS.EVENT.ADVISORY.CONSUMER.UNPINNED"
 _WRONG_PIN = 423
+PIN = "Nats-Pin-Id"
+"""The header of every event: by which pin it came."""
 
 
 class Pulls:
@@ -74,6 +77,19 @@ class Pulls:
         subscription, self._subscription = self._subscription, None
         if subscription is not None:
             await subscription.unsubscribe()
+
+    async def end(self, patience: float) -> bool:
+        """Hear nothing more, and say whether an event has come that nobody received: whoever got it holds the pin.
+
+        Takes at most ``patience`` seconds.
+        """
+        subscription, self._subscription = self._subscription, None
+        if subscription is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(patience):
+                    await subscription.drain()
+        left, self._messages = self._messages, deque()
+        return any(PIN in message.headers for message in left)
 
     def lost(self) -> None:
         """The connection is gone, and with it what is open: end the wait for it."""
