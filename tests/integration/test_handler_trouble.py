@@ -220,7 +220,12 @@ async def test_stopping_hands_over_what_has_not_begun_and_each_handler_by_itself
     async with second:
         stopping = asyncio.create_task(first.aclose())
         await memory.set("quick", "q")
-        await eventually(lambda: {data for _, data in heard} == {"f", "q"}, within=PIN_TIMEOUT - 0.5)
+
+        def handed_over() -> bool:
+            assert {data for _, data in heard} == {"f", "q"}
+            return True
+
+        await eventually(handed_over, within=PIN_TIMEOUT - 0.5)
         assert not stopping.done()
         go_on.set()
         await stopping
