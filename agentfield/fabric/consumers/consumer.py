@@ -46,6 +46,12 @@ __all__ = ["GROUP", "PIN_TIMEOUT", "PinnedConsumer"]
 logger = logging.getLogger("agentfield.consumer")
 
 _STANDBY_PULL = 20.0
+"""Seconds that a pull stays open, where nobody is active; and between looks at whether somebody is."""
+_BESIDE_PULL = 1.0
+"""Seconds that one stays open beside an active instance. When that one dies, the server pins whoever pulled first: a
+standby that cannot answer, as it is paused or cut off, must be forgotten by then, or another pin has to end as well."""
+_CALM = 5
+"""Looks in a row at which nobody was active, after which it is likely to stay so."""
 _SILENCE = 2.5
 """Seconds beyond the end of a standby's pull after which it counts as lost."""
 _MARGIN = 0.5
@@ -88,6 +94,7 @@ class PinnedConsumer:
         self._rest: _Stand | None = None
         """Where the consumer stood when the last turn had nothing more to do; None if nobody knows."""
         self._former_pin = ""
+        self._loop = asyncio.get_running_loop()
 
     def successor(self) -> PinnedConsumer:
         """One that goes on where this one was."""
@@ -237,11 +244,15 @@ class PinnedConsumer:
         try:
             if self._turn is not None:  # for the last time: until this pin ends, no other pull gets an event
                 await self._pulls.request(pin=self._handing.pin, batch=1, expires=PIN_TIMEOUT + _MARGIN)
+            free, look = _CALM if self._turn is not None else 0, 0.0
             while True:
-                number = await self._pulls.request(pin="", batch=1, expires=_STANDBY_PULL)
-                await self._free_unfinished()
+                expires = _STANDBY_PULL if free >= _CALM else _BESIDE_PULL
+                number = await self._pulls.request(pin="", batch=1, expires=expires)
+                if self._loop.time() >= look:
+                    free = 0 if await self._free_unfinished() else free + 1
+                    look = self._loop.time() + (0 if free else _STANDBY_PULL)
                 while True:
-                    message = await self._pulls.receive(_STANDBY_PULL + _SILENCE)
+                    message = await self._pulls.receive(expires + _SILENCE)
                     if self._pulls.says_unpinned(message):
                         await self._free_unfinished()
                     elif not message.status:
@@ -257,9 +268,10 @@ class PinnedConsumer:
             if advisories is not None:
                 await advisories.unsubscribe()
 
-    async def _free_unfinished(self) -> None:
+    async def _free_unfinished(self) -> bool:
         """Where nobody is active and something was delivered and never acknowledged, have it delivered again.
 
+        Returns whether another instance is active.
         The server pins a client only when it has something to deliver. What an instance had received when it died, or
         lost its connection, would otherwise wait for the next event.
         """
@@ -276,6 +288,7 @@ class PinnedConsumer:
             pinned = ""
         if info["num_ack_pending"] and not pinned:
             await self._durable.ask("RESET")
+        return bool(pinned) and pinned != self._handing.pin
 
     async def _hold(self, message: Message) -> None:
         """Be the active instance, which the message made us, until nothing has come for a while.
