@@ -271,9 +271,8 @@ class PinnedConsumer:
     async def _free_unfinished(self) -> bool:
         """Where nobody is active and something was delivered and never acknowledged, have it delivered again.
 
-        Returns whether another instance is active.
         The server pins a client only when it has something to deliver. What an instance had received when it died, or
-        lost its connection, would otherwise wait for the next event.
+        lost its connection, would otherwise wait for the next event. Returns whether another instance is active.
         """
         last = self._log.last_known
         info = await self._durable.ask("INFO")
