@@ -8,7 +8,7 @@ not hold is kept whole, without ``id``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from types import ModuleType
 from typing import Any, Final, NamedTuple
@@ -231,7 +231,7 @@ def _blocks(ids: Sequence[bytes | None], headers: Sequence[bytes]) -> list[bytes
 def misread(table: Any, subjects: Subjects) -> tuple[int, int] | None:
     """The first row of a table, all columns of it, whose columns do not say what the message says, and its revision.
 
-    Each combination that occurs of subject and address, and of headers and meaning, is looked at once.
+    Each combination that occurs of subject and address, and of an event's header and meaning, is looked at once.
     """
     arrow = pyarrow()
     revisions = table.column("revision").combine_chunks()
@@ -242,25 +242,27 @@ def misread(table: Any, subjects: Subjects) -> tuple[int, int] | None:
     known = arrow.array(
         [_address(name, subjects)[0] is not None for name in names.dictionary.to_pylist()], arrow.bool_()
     )
+    events = [_line(block, _EVENT) for block in table.column("headers").to_pylist()]
     plain = arrow.table(
         {
             **{name: table.column(name).cast(arrow.string()) for name in (*_ADDRESS, *_MEANING)},
             "subject": names.cast(arrow.binary()),
             "known": known.take(names.indices),
-            "headers": table.column("headers"),
+            "event": arrow.array(events, arrow.binary()),
             "named": arrow.compute.is_valid(table.column("id")),
             "row": arrow.array(range(table.num_rows), arrow.int64()),
         }
     )
     places = _occurring(plain, ("subject", *_ADDRESS))
-    meanings = _occurring(plain, ("headers", "known", "named", "scope", *_MEANING))
+    said = ("event", "known", "named", "scope", *_MEANING)
+    doubtful = {tuple(each) for _, *each in _occurring(plain, said) if not _is_said(*each)}
     wrong = [
         *(
             row
             for row, subject, *found in places
             if found != [None] * 3 and tuple(found) != _address(subject, subjects)
         ),
-        *_meaning_otherwise(table, subjects, [row for row, *said in meanings if not _is_said(*said)]),
+        *_meaning_otherwise(table, subjects, _rows_of(plain, said, doubtful)),
     ]
     return (min(wrong), _revision(revisions, min(wrong))) if wrong else None
 
@@ -277,12 +279,20 @@ def _occurring(table: Any, names: Sequence[str]) -> list[tuple[Any, ...]]:
     return list(zip(*(groups.column(name).to_pylist() for name in ("row_min", *names)), strict=True))
 
 
-def _is_said(headers: bytes, known: bool, named: bool, kind: str | None, *meaning: str | None) -> bool:
-    """Whether headers say word for word what the columns say; if not, it takes a closer look."""
+def _rows_of(table: Any, names: Sequence[str], wanted: Collection[tuple[Any, ...]]) -> list[int]:
+    """The numbers of all rows that have one of these combinations of the columns' values."""
+    if not wanted:
+        return []
+    rows = zip(*(table.column(name).to_pylist() for name in names), strict=True)
+    return [number for number, row in enumerate(rows) if row in wanted]
+
+
+def _is_said(event: bytes, known: bool, named: bool, kind: str | None, *meaning: str | None) -> bool:
+    """Whether the header of an event says word for word what the columns say; if not, it takes a closer look."""
     if not (known and named and kind is not None):
         return False
     try:
-        fields = orjson.loads(_line(headers, _EVENT)[len(_EVENT) :])
+        fields = orjson.loads(event[len(_EVENT) :])
         return [fields["type"], *(fields.get(name) for name in ("reason", *_WRITER))] == list(meaning)
     except (orjson.JSONDecodeError, AttributeError, KeyError, TypeError):
         return False
