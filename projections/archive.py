@@ -16,12 +16,11 @@ from types import TracebackType
 from typing import Any, Final, NoReturn, Self
 
 from agentfield import HistoryTruncatedError, InvalidInputError, ProjectionError
-from agentfield.archive.columns import records_of, schema
+from agentfield.archive.checking import checked
+from agentfield.archive.columns import records_of
 from agentfield.archive.directory import MOST_BYTES, MOST_ROWS, Segment
-from agentfield.archive.reading import batches, otherwise
 from agentfield.audit.source import Live, stored_of
 from agentfield.codec import Record
-from agentfield.subject import Subjects
 from projections.comparing import Verdict
 from projections.messages import Messages
 from projections.projection import Projection, Selection
@@ -215,17 +214,15 @@ class _Misread(Exception):
 
 
 async def _archived(segments: Sequence[Segment], start: int) -> AsyncGenerator[Record, None]:
-    groups = batches(segments, schema().names, start)
-    subjects = Subjects(segments[0].log.namespace)
+    groups = checked(segments, start)
 
     def following() -> list[Record] | None:
         group = next(groups, None)
         if group is None:
             return None
-        segment, table = group
-        wrong = otherwise(segment, table, subjects)
-        if wrong is not None:
-            raise _Misread(wrong[1].revision)
+        table, fault = group
+        if fault is not None:
+            raise _Misread(fault.revision)
         return records_of(table)
 
     while (records := await asyncio.to_thread(following)) is not None:

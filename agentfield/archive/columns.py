@@ -8,12 +8,10 @@ not hold is kept whole, without ``id``.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from types import ModuleType
 from typing import Any, Final, NamedTuple
-
-import orjson
 
 from agentfield.codec import Record, decode_outline
 from agentfield.errors import DecodeError, InvalidInputError
@@ -23,16 +21,19 @@ from agentfield.subject import Subjects
 
 STORED: Final = ("revision", "time", "subject", "id", "headers", "payload")
 """What a message is made of again."""
-_ADDRESS: Final = ("scope", "scope_id", "key")
-_ACT: Final = ("operation", "reason")
-_WRITER: Final = ("agent", "execution_id", "workflow_id", "session_id", "cause", "trace")
-_MEANING: Final = (*_ACT, *_WRITER)
+ADDRESS: Final = ("scope", "scope_id", "key")
+ACT: Final = ("operation", "reason")
+WRITER: Final = ("agent", "execution_id", "workflow_id", "session_id", "cause", "trace")
+MEANING: Final = (*ACT, *WRITER)
 
 _ID: Final = f"{EVENT_ID}: ".encode()
-_EVENT: Final = f"{EVENT_HEADER}: ".encode()
+EVENT: Final = f"{EVENT_HEADER}: ".encode()
 _OPERATION: Final = f"{OPERATION}: ".encode()
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _DAY: Final = 86_400 * 10**9
+
+Address = tuple[str | None, str | None, str | None]
+"""Kind and id of a scope, and a key."""
 
 
 def pyarrow() -> Any:
@@ -55,9 +56,9 @@ def schema() -> Any:
         [
             ("revision", arrow.int64()),
             ("time", arrow.timestamp("ns", tz="UTC")),
-            *((name, word) for name in (*_ADDRESS, *_ACT)),
+            *((name, word) for name in (*ADDRESS, *ACT)),
             ("id", arrow.string()),
-            *((name, word) for name in _WRITER),
+            *((name, word) for name in WRITER),
             ("subject", arrow.dictionary(arrow.int32(), arrow.binary())),
             ("headers", arrow.binary()),
             ("payload", arrow.binary()),
@@ -113,7 +114,7 @@ class Rows:
         place = self._places.get(subject)
         if place is None:
             place = self._places[subject] = len(self._places)
-            self._addresses.append(_address(subject, self._subjects))
+            self._addresses.append(address_of(subject, self._subjects))
         self._numbers.append(sequence)
         self._times.append(time)
         self._place.append(place)
@@ -141,7 +142,7 @@ class Rows:
             "headers": arrow.array(self._headers, arrow.binary()),
             "payload": arrow.array(self._payloads, arrow.binary()),
         }
-        for indices, of, names_of in ((kept, self._addresses, _ADDRESS), (act, self._meanings, _MEANING)):
+        for indices, of, names_of in ((kept, self._addresses, ADDRESS), (act, self._meanings, MEANING)):
             for at, name in enumerate(names_of):
                 values = arrow.array([row[at] for row in of], arrow.string())
                 columns[name] = values.take(indices).dictionary_encode()
@@ -149,7 +150,7 @@ class Rows:
 
     def _meaning(self, record: Record, rest: bytes) -> int:
         """The number of what the headers say of an event; -1 if it is none of agentfield's."""
-        act = _line(rest, _EVENT), _line(rest, _OPERATION)  # nothing is parsed that was seen before
+        act = line_of(rest, EVENT), line_of(rest, _OPERATION)  # nothing is parsed that was seen before
         number = self._acts.get(act)
         if number is None:
             try:
@@ -158,13 +159,14 @@ class Rows:
                 number = -1
             else:
                 number = len(self._meanings)
-                parts = [getattr(event, name) for name in _ACT] + [getattr(event.writer, name) for name in _WRITER]
+                parts = [getattr(event, name) for name in ACT] + [getattr(event.writer, name) for name in WRITER]
                 self._meanings.append(parts)
             self._acts[act] = number
         return number
 
 
-def _line(block: bytes, name: bytes) -> bytes:
+def line_of(block: bytes, name: bytes) -> bytes:
+    """The first line of a header block that begins so; empty if there is none."""
     at = block.find(name)
     return b"" if at < 0 else block[at : block.find(b"\r\n", at)]
 
@@ -228,94 +230,10 @@ def _blocks(ids: Sequence[bytes | None], headers: Sequence[bytes]) -> list[bytes
     return whole
 
 
-def misread(table: Any, subjects: Subjects) -> tuple[int, int] | None:
-    """The first row of a table, all columns of it, whose columns do not say what the message says, and its revision.
-
-    Each combination that occurs of subject and address, and of an event's header and meaning, is looked at once.
-    """
-    arrow = pyarrow()
-    revisions = table.column("revision").combine_chunks()
-    parts = [table.column(name).combine_chunks() for name in STORED if name != "id"]
-    if missing := [part.is_null().index(True).as_py() for part in parts if part.null_count]:
-        return min(missing), _revision(revisions, min(missing))
-    names = table.column("subject").combine_chunks()
-    known = arrow.array(
-        [_address(name, subjects)[0] is not None for name in names.dictionary.to_pylist()], arrow.bool_()
-    )
-    events = [_line(block, _EVENT) for block in table.column("headers").to_pylist()]
-    plain = arrow.table(
-        {
-            **{name: table.column(name).cast(arrow.string()) for name in (*_ADDRESS, *_MEANING)},
-            "subject": names.cast(arrow.binary()),
-            "known": known.take(names.indices),
-            "event": arrow.array(events, arrow.binary()),
-            "named": arrow.compute.is_valid(table.column("id")),
-            "row": arrow.array(range(table.num_rows), arrow.int64()),
-        }
-    )
-    places = _occurring(plain, ("subject", *_ADDRESS))
-    said = ("event", "known", "named", "scope", *_MEANING)
-    doubtful = {tuple(each) for _, *each in _occurring(plain, said) if not _is_said(*each)}
-    wrong = [
-        *(
-            row
-            for row, subject, *found in places
-            if found != [None] * 3 and tuple(found) != _address(subject, subjects)
-        ),
-        *_meaning_otherwise(table, subjects, _rows_of(plain, said, doubtful)),
-    ]
-    return (min(wrong), _revision(revisions, min(wrong))) if wrong else None
-
-
-def _revision(revisions: Any, row: int) -> int:
-    """The revision of a row; where that is missing, what follows that of the row before."""
-    found = revisions[row].as_py()
-    return int(found) if found is not None else int(revisions[row - 1].as_py()) + 1 if row else 1
-
-
-def _occurring(table: Any, names: Sequence[str]) -> list[tuple[Any, ...]]:
-    """Each combination of these columns' values, behind the number of the first row that has it."""
-    groups = table.group_by(list(names)).aggregate([("row", "min")])
-    return list(zip(*(groups.column(name).to_pylist() for name in ("row_min", *names)), strict=True))
-
-
-def _rows_of(table: Any, names: Sequence[str], wanted: Collection[tuple[Any, ...]]) -> list[int]:
-    """The numbers of all rows that have one of these combinations of the columns' values."""
-    if not wanted:
-        return []
-    rows = zip(*(table.column(name).to_pylist() for name in names), strict=True)
-    return [number for number, row in enumerate(rows) if row in wanted]
-
-
-def _is_said(event: bytes, known: bool, named: bool, kind: str | None, *meaning: str | None) -> bool:
-    """Whether the header of an event says word for word what the columns say; if not, it takes a closer look."""
-    if not (known and named and kind is not None):
-        return False
+def address_of(subject: str, subjects: Subjects) -> Address:
+    """Kind and id of the scope, and the key, whose subject this is; nothing of each if it is no key's."""
     try:
-        fields = orjson.loads(event[len(_EVENT) :])
-        return [fields["type"], *(fields.get(name) for name in ("reason", *_WRITER))] == list(meaning)
-    except (orjson.JSONDecodeError, AttributeError, KeyError, TypeError):
-        return False
-
-
-def _meaning_otherwise(table: Any, subjects: Subjects, rows: list[int]) -> list[int]:
-    """Those of these rows whose columns, all of them, do not say what their messages say."""
-    some = table.take(pyarrow().array(rows, pyarrow().int64()))
-    meant = Rows(subjects)
-    for record in records_of(some):
-        meant.add(record)
-    right = meant.table()
-    wrong: list[int] = []
-    for name in (*_ADDRESS, *_MEANING, "id"):
-        found, other = (each.column(name).to_pylist() for each in (some, right))
-        wrong += [row for row, one, two in zip(rows, found, other, strict=True) if one != two]
-    return wrong
-
-
-def _address(subject: bytes | str, subjects: Subjects) -> tuple[str | None, str | None, str | None]:
-    name = subject if isinstance(subject, str) else subject.decode("utf-8", "surrogateescape")
-    try:
-        scope, key = subjects.parse(name)
+        scope, key = subjects.parse(subject)
     except InvalidInputError:
         return None, None, None
     return scope.kind, scope.id, key

@@ -11,12 +11,11 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from agentfield.archive.columns import STORED, day_of, day_text, misread, pyarrow, records_of
+from agentfield.archive.columns import STORED, pyarrow, records_of
 from agentfield.archive.directory import Directory, Segment, damaged
 from agentfield.archive.matching import literal_only, matcher
 from agentfield.codec import Record
-from agentfield.errors import DecodeError, InvalidInputError
-from agentfield.subject import Subjects
+from agentfield.errors import InvalidInputError
 
 
 class Archive:
@@ -128,31 +127,6 @@ def batches(segments: Sequence[Segment], columns: Sequence[str], start: int = 1)
             continue
         for group in segment.groups(start, segment.last):
             yield segment, _group(segment, group, columns)
-
-
-def otherwise(segment: Segment, table: Any, subjects: Subjects) -> tuple[int, DecodeError] | None:
-    """The first row of a group, all columns of it, where what is beside a message is not what it says; and the error.
-
-    That is for the file's day as well: those who query an archive go by it.
-    """
-    found = misread(table, subjects)
-    sound = table if found is None else table.slice(0, found[0])
-    days = {time: day_text(day_of(time)) for time in _ends(sound.column("time").cast(pyarrow().int64()))}
-    if any(day != segment.day for day in days.values()):
-        times = sound.column("time").cast(pyarrow().int64()).to_pylist()
-        row = next(row for row, time in enumerate(times) if day_text(day_of(time)) != segment.day)
-        revision = sound.column("revision")[row].as_py()
-        return row, damaged(segment.path, f"revision {revision} is not of the day {segment.day}", revision)
-    if found is None:
-        return None
-    row, revision = found
-    return row, damaged(segment.path, f"beside revision {revision} stands something else than it says", revision)
-
-
-def _ends(column: Any) -> list[int]:
-    """The least and the greatest of some numbers; nothing of none."""
-    ends = pyarrow().compute.min_max(column).as_py()
-    return [] if ends["min"] is None else [ends["min"], ends["max"]]
 
 
 def _group(segment: Segment, group: int, columns: Sequence[str]) -> Any:

@@ -12,9 +12,10 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import NamedTuple, TypedDict, TypeVar, Unpack
 
-from agentfield.archive.columns import parts_of, schema
+from agentfield.archive.checking import checked
+from agentfield.archive.columns import parts_of
 from agentfield.archive.directory import Segment
-from agentfield.archive.reading import Archive, batches, otherwise
+from agentfield.archive.reading import Archive
 from agentfield.audit.chain import Stored, digests_of
 from agentfield.audit.comparing import Seen
 from agentfield.audit.jsonl import Export
@@ -24,7 +25,6 @@ from agentfield.audit.source import Live
 from agentfield.audit.verifying import Events, Extent, Verdict, Witness, verify
 from agentfield.errors import DecodeError, InvalidInputError
 from agentfield.fabric.fabric import Fabric
-from agentfield.subject import Subjects
 
 T = TypeVar("T")
 
@@ -134,8 +134,7 @@ async def _archived(segments: Sequence[Segment], start: int) -> AsyncGenerator[l
 
     Raises DecodeError at a message beside which something else stands than it says.
     """
-    groups = batches(segments, schema().names, start)
-    meant = Subjects(segments[0].log.namespace)
+    groups = checked(segments, start)
     fault: DecodeError | None = None
 
     def following() -> list[Seen] | None:
@@ -145,11 +144,7 @@ async def _archived(segments: Sequence[Segment], start: int) -> AsyncGenerator[l
         group = next(groups, None)
         if group is None:
             return None
-        segment, table = group
-        found = otherwise(segment, table, meant)
-        if found is not None:
-            row, fault = found
-            table = table.slice(0, row)
+        table, fault = group
         subjects, revisions, times, headers, payloads = parts_of(table)
         digests = digests_of(subjects, times, headers, payloads)
         seen = list(map(Seen._make, zip(subjects, revisions, times, digests, strict=True)))
