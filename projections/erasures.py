@@ -48,7 +48,7 @@ class Erasures:
     @property
     def possible(self) -> bool:
         """Whether anything was ever declared personal here: else nothing can be erased, and nothing is asked."""
-        return self._keeps and self._fabric.keys.declared
+        return self._keeps and self._fabric.keys.policies.declared
 
     @property
     def deaf(self) -> bool:
@@ -137,14 +137,14 @@ class Erasures:
 
 async def owed(source: Source, head: Head) -> int:
     """How many erasures a view owes by what its head says."""
-    if head.selection == EVERY_MESSAGE or not source.fabric.keys.declared:
+    if head.selection == EVERY_MESSAGE or not source.fabric.keys.policies.declared:
         return 0
     return len(await views.notices(source.fabric, head.erased))
 
 
 async def owed_elsewhere(source: Source, local: set[str]) -> dict[str, int]:
     """The registered views, but for those, that have not confirmed every erasure, and how many they owe."""
-    if not source.fabric.keys.declared:
+    if not source.fabric.keys.policies.declared:
         return {}
     register = {name: handled for name, handled in (await views.registered(source.fabric)).items() if name not in local}
     owed = {name: len(await views.notices(source.fabric, handled)) for name, handled in register.items()}

@@ -16,7 +16,7 @@ from agentfield.amount import number_of
 from agentfield.cli.connecting import UNWELL
 from agentfield.cli.examining import Facts, sources
 from agentfield.cli.output import age, size
-from agentfield.fabric.keys import REMEDY
+from agentfield.fabric.personal.policies import REMEDY
 from agentfield.fabric.topology import REPLICAS, compare
 from agentfield.fabric.trimmed import Trimmed, is_frozen, missing
 

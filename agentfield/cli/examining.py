@@ -18,8 +18,8 @@ from agentfield.cli.surveying import Survey, survey
 from agentfield.fabric import records
 from agentfield.fabric.faults import NO_MESSAGE, Fault, ServerFault, error_of
 from agentfield.fabric.jetstream import api
-from agentfield.fabric.keys import Keys
 from agentfield.fabric.log import Log
+from agentfield.fabric.personal.keys import Keys
 from agentfield.fabric.replicas import messages_by_replica
 from agentfield.fabric.topology import StreamSpec, Topology
 from agentfield.fabric.trimmed import expected
@@ -120,7 +120,7 @@ async def _look(connection: Connection, embedded: Server | None, patience: float
 
 
 async def _keys_lost(connection: Connection, topology: Topology, patience: float) -> str | None:
-    return await Keys(Log(connection, topology, timeout=patience), topology).loss()
+    return await Keys(Log(connection, topology, timeout=patience), topology).policies.loss()
 
 
 async def _streams(

@@ -220,8 +220,8 @@ async def _stage(invocation: Invocation, source: Fabric, cast: Cast) -> AsyncIte
     """The namespace to run in, empty, with the policy of the recorded one; removed at the end, whatever that is."""
     try:
         async with connected(invocation, namespace=cast.namespace, founds=True) as stage, Presence(stage):
-            if source.keys.policy:
-                await stage.keys.set_policy(source.keys.policy)
+            if source.keys.policies.known:
+                await stage.keys.policies.set(source.keys.policies.known)
             yield stage
     finally:
         try:

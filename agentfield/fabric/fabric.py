@@ -12,9 +12,9 @@ from contextlib import AsyncExitStack
 
 from agentfield.fabric.deadletters import DeadLetters
 from agentfield.fabric.jetstream import PATIENCE
-from agentfield.fabric.keys import Keys
 from agentfield.fabric.log import Log
 from agentfield.fabric.objects import Objects
+from agentfield.fabric.personal.keys import Keys
 from agentfield.fabric.timers import Timers
 from agentfield.fabric.topology import Drift, Topology, provision
 from agentfield.fabric.wire.connection import Connection
@@ -66,7 +66,7 @@ class Fabric:
             await log.state()
             connection.know_by(log.proof())
             fabric = cls(connection, topology, log, drifts)
-            await fabric.keys.start()
+            await fabric.keys.policies.start()
         except BaseException:
             await connection.aclose()
             raise

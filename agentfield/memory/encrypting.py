@@ -37,7 +37,7 @@ def vault_for(fabric: Fabric, write: Write) -> Vault | None:
         return None
     if write.vault is not None:
         return write.vault
-    policy = fabric.keys.policy
+    policy = fabric.keys.policies.known
     return policy.vault(write.scope, write.key) if policy else None
 
 

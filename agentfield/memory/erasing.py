@@ -30,7 +30,7 @@ from agentfield.fabric.appending import Conflict
 from agentfield.fabric.batch import BatchItem, append_batch
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.jetstream import backoff
-from agentfield.fabric.keys import StoredKey
+from agentfield.fabric.personal.bucket import StoredKey
 from agentfield.header import encode_event
 from agentfield.memory import views
 from agentfield.memory.addressing import AnyScope
@@ -167,7 +167,7 @@ async def erase(
     Raises InvalidInputError, before anything is done, if there is an archive and it is not the log's;
     :class:`UnavailableError` and its kin at any step: what is done stays done, and doing it again goes on.
     """
-    await fabric.keys.present_policy()  # keys that were lost are not erased: they may be in a backup
+    await fabric.keys.policies.present()  # keys that were lost are not erased: they may be in a backup
     first = await fabric.log.begins()
     keys = await _condemn(fabric, target)
     filters = fabric.subjects.filters([target.pattern], target.scopes)
@@ -182,7 +182,7 @@ async def erase(
     for stored in keys:
         await fabric.keys.destroy(stored)
     await _prove(fabric, target, keys)
-    await fabric.keys.announce()
+    await fabric.keys.policies.announce()
     journals = await fabric.keys.renew_journals()
     id = new_id()
     notice = await views.notify(fabric, views.Erasure(id, target.pattern, target.scopes))

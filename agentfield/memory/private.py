@@ -20,7 +20,7 @@ class Private(Base):
 
     async def personal(self) -> PrivacyPolicy:
         """What is personal in this namespace, by the server's word."""
-        return await (await self._fabric()).keys.present_policy()
+        return await (await self._fabric()).keys.policies.present()
 
     async def set_personal(self, scopes: Iterable[str] = (), patterns: Iterable[str] = ()) -> PrivacyPolicy:
         """Declare what is personal in this namespace, for every process, in place of what was declared before.
@@ -31,7 +31,7 @@ class Private(Base):
         """
         policy = PrivacyPolicy.of(scopes, patterns)
         fabric = await self._fabric()
-        await fabric.keys.set_policy(policy)
+        await fabric.keys.policies.set(policy)
         return policy
 
     async def erase(

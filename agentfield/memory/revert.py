@@ -154,7 +154,7 @@ class Reverting:
             yield batch
 
     def _vault(self, subject: str) -> Vault | None:
-        return self._fabric.keys.policy.vault(*self._fabric.subjects.parse(subject))
+        return self._fabric.keys.policies.known.vault(*self._fabric.subjects.parse(subject))
 
     async def _store(self, steps: Sequence[_Step]) -> tuple[Sequence[_Step], int]:
         """Store a batch, deciding anew what it takes where its keys are written meanwhile; return what was done."""

@@ -134,8 +134,9 @@ class Republishing:
         if first is not None:
             self.stood = replace(self.stood, appended=True)
             await self._learn_present()
-        elif source.keys.policy and not target.keys.policy:
-            await target.keys.set_policy(source.keys.policy)  # who works there must not write in plain what is personal
+        elif source.keys.policies.known and not target.keys.policies.known:
+            # Who works there must not write in plain what is personal here.
+            await target.keys.policies.set(source.keys.policies.known)
         return False
 
     async def run(self) -> AsyncGenerator[Stood, None]:

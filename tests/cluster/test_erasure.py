@@ -30,7 +30,7 @@ async def test_no_file_of_any_server_holds_a_key_that_was_destroyed(cluster: Clu
         await one.set_personal(["session"])
 
         async def knows() -> bool:
-            return bool((await two._fabric()).keys.policy)
+            return bool((await two._fabric()).keys.policies.known)
 
         await eventually(knows, what="the other process knows the policy")
         await two.session("user-1").set("email", SECRET)
@@ -83,7 +83,7 @@ async def test_many_writers_of_one_personal_scope_get_all_their_writes_in(cluste
     first, second = (connect(url, namespace=namespace) for url in cluster.urls[:2])
     async with first as one, second as two:
         await one.set_personal(["session"])
-        await (await two._fabric()).keys.present_policy()
+        await (await two._fabric()).keys.policies.present()
         revisions = await asyncio.gather(
             *((one, two)[number % 2].session("u").set(f"k_{number}", number) for number in range(100))
         )

@@ -11,9 +11,10 @@ import agentfield
 from agentfield import errors
 from agentfield.agent import agent, notes, presence, reasoner
 from agentfield.cli.root import COMMANDS
-from agentfield.fabric import batch, jetstream, keys
+from agentfield.fabric import batch, jetstream
 from agentfield.fabric.calling import protocol, service
 from agentfield.fabric.consumers import consumer, progress
+from agentfield.fabric.personal import keys, policies
 from agentfield.fabric.topology import DUPLICATE_WINDOW, NOTES_KEPT, Topology
 from agentfield.key import MAX_KEY_BYTES, MAX_TOKENS
 from agentfield.local.config import CLIENT_PORT
@@ -125,12 +126,12 @@ def test_the_numbers_in_the_guarantees_are_those_of_the_code() -> None:
         f"for up to {presence.GRACE:.0f} seconds",
         f"Up to {notes.CAPACITY:,} wait",
         f"kept for {NOTES_KEPT.days} days",
-        f"at the latest within {keys.INTERVAL:.0f} seconds",
-        f"at the latest within {keys.KEY_LIFETIME + keys.INTERVAL:.0f} seconds",
+        f"at the latest within {policies.INTERVAL:.0f} seconds",
+        f"at the latest within {keys.KEY_LIFETIME:.0f} seconds",
     ):
         assert fact in text, fact
     text = prose(DOCS / "privacy.md")
-    assert f"forgets it within {keys.KEY_LIFETIME + keys.INTERVAL:.0f} seconds" in text
+    assert f"forgets it within {keys.KEY_LIFETIME:.0f} seconds" in text
     assert f"once in {keys.KEY_LIFETIME:.0f} seconds" in text
     assert f"as far as {erasing.MAX_RANGES} ranges go" in text
 

@@ -220,7 +220,7 @@ async def test_an_erased_value_is_no_present_value_even_before_its_delete(
     fabric = await memory._fabric()
     for stored in await fabric.keys.stored(["session.user-1"]):
         await fabric.keys.destroy(stored)
-    await fabric.keys.announce()
+    await fabric.keys.policies.announce()
     async with agent:
         await settled(agent)
         await erased.set("k_a", 3)

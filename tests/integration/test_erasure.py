@@ -15,7 +15,8 @@ from agentfield import Agent, ErasureReceipt, Event, InvalidInputError, Memory, 
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.faults import NO_MESSAGE, ServerFault
 from agentfield.fabric.jetstream import api
-from agentfield.fabric.keys import Keys
+from agentfield.fabric.personal.keys import Keys
+from agentfield.fabric.personal.policies import Policies
 from agentfield.memory import erasing
 from agentfield.memory.encrypting import condemnations
 from agentfield.memory.watch import CaughtUp
@@ -103,7 +104,7 @@ async def test_after_an_erasure_no_file_of_the_server_holds_the_value_or_its_key
 
 def _knows(memory: Memory) -> Any:
     async def knows() -> bool:
-        return bool((await memory._fabric()).keys.policy)
+        return bool((await memory._fabric()).keys.policies.known)
 
     return knows
 
@@ -291,11 +292,11 @@ async def test_what_is_acknowledged_while_a_scope_is_erased_is_either_covered_or
             while not stop.is_set():
                 acknowledged.append(await memory.session("user-1").set(name, SECRET))
 
-    async def deaf(self: Keys) -> None:
+    async def deaf(self: Policies) -> None:
         pass
 
-    monkeypatch.setattr(Keys, "_listen", deaf)
-    monkeypatch.setattr(Keys, "_follow", deaf)
+    monkeypatch.setattr(Policies, "_listen", deaf)
+    monkeypatch.setattr(Policies, "_follow", deaf)
     memory = Memory(user._fabric)
     receipts = []
     writers = [asyncio.create_task(write(name)) for name in "ab"]

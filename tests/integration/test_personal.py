@@ -17,7 +17,8 @@ from agentfield import Agent, ConflictError, DecodeError, Event, InvalidInputErr
 from agentfield.codec import encrypted_by
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.jetstream import api
-from agentfield.fabric.keys import Keys
+from agentfield.fabric.personal.bucket import KeyBucket
+from agentfield.fabric.personal.policies import Policies
 from agentfield.header import EVENT_HEADER
 from agentfield.memory.watch import CaughtUp
 from agentfield.privacy import PrivacyPolicy
@@ -47,11 +48,11 @@ async def test_without_a_policy_nothing_is_encrypted_and_no_key_is_made(memory: 
 
 
 async def test_without_a_policy_no_operation_asks_about_keys(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def asked(self: Keys, *_: object) -> Any:
+    async def asked(self: KeyBucket, *_: object) -> Any:
         raise AssertionError("a round trip that nobody needs")
 
     await memory.set("warm", 1)
-    monkeypatch.setattr(Keys, "_leader_get", asked)
+    monkeypatch.setattr(KeyBucket, "_leader_get", asked)
     session = memory.session("user-1")
     await session.set("email", SECRET)
     await session.set_many({"a": 1, "large": LARGE})
@@ -129,7 +130,7 @@ async def test_running_processes_learn_a_new_policy_at_once(server: NatsServer, 
         await memory.set_personal(["actor"])
 
         async def learned() -> bool:
-            return fabric.keys.policy == PrivacyPolicy.of(["actor"])
+            return fabric.keys.policies.known == PrivacyPolicy.of(["actor"])
 
         await eventually(learned, within=2.0, what="the other process knows")
         revision = await other.set("k", SECRET, scope="actor", scope_id="a")
@@ -143,7 +144,7 @@ async def test_running_processes_learn_a_new_policy_at_once(server: NatsServer, 
 
 def _says_nothing(fabric: Fabric) -> Callable[[], Awaitable[bool]]:
     async def says() -> bool:
-        return not fabric.keys.policy
+        return not fabric.keys.policies.known
 
     return says
 
@@ -151,23 +152,22 @@ def _says_nothing(fabric: Fabric) -> Callable[[], Awaitable[bool]]:
 async def test_a_process_that_missed_the_news_learns_them_by_itself(
     server: NatsServer, namespace: str, memory: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agentfield.fabric.keys.INTERVAL", 0.1)
+    monkeypatch.setattr("agentfield.fabric.personal.policies.INTERVAL", 0.1)
     async with connect(server.url, namespace=namespace) as other:
-        keys = (await memory._fabric()).keys
-        monkeypatch.setattr(Keys, "announce", Keys.present_policy)
-        await keys.set_policy(PrivacyPolicy.of(["session"]))
+        policies = (await memory._fabric()).keys.policies
+        monkeypatch.setattr(Policies, "announce", Policies.present)
+        await policies.set(PrivacyPolicy.of(["session"]))
 
         async def learned() -> bool:
-            return bool((await other._fabric()).keys.policy)
+            return bool((await other._fabric()).keys.policies.known)
 
         await eventually(learned, within=5.0, what="the other process has looked")
 
 
 async def test_a_policy_set_at_the_same_time_is_a_conflict_and_the_first_one_counts(memory: Memory) -> None:
-    keys = (await memory._fabric()).keys
-    policies = [PrivacyPolicy.of([], [f"p{number}_*"]) for number in range(4)]
-    outcomes = await asyncio.gather(*map(keys.set_policy, policies), return_exceptions=True)
-    won = [policy for policy, outcome in zip(policies, outcomes, strict=True) if outcome is None]
+    several = [PrivacyPolicy.of([], [f"p{number}_*"]) for number in range(4)]
+    outcomes = await asyncio.gather(*map((await memory._fabric()).keys.policies.set, several), return_exceptions=True)
+    won = [policy for policy, outcome in zip(several, outcomes, strict=True) if outcome is None]
     assert all(outcome is None or isinstance(outcome, ConflictError) for outcome in outcomes), outcomes
     assert await memory.personal() == won[-1]
 
@@ -189,13 +189,13 @@ async def test_the_key_of_a_scope_is_fetched_once_for_many_reads(
 ) -> None:
     await user.set_many({f"k_{number}": number for number in range(50)})
     asked: list[str] = []
-    look = Keys._look
+    look = KeyBucket.key
 
-    async def counted(self: Keys, tokens: str) -> Any:
+    async def counted(self: KeyBucket, tokens: str) -> Any:
         asked.append(tokens)
         return await look(self, tokens)
 
-    monkeypatch.setattr(Keys, "_look", counted)
+    monkeypatch.setattr(KeyBucket, "key", counted)
     async with connect(server.url, namespace=namespace) as other:
         theirs = other.session("user-1")
         await asyncio.gather(*(theirs.get(f"k_{number}") for number in range(50)))
@@ -206,11 +206,11 @@ async def test_the_key_of_a_scope_is_fetched_once_for_many_reads(
 async def test_a_key_is_forgotten_soon_even_if_no_erasure_was_heard_of(
     user: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agentfield.fabric.keys.KEY_LIFETIME", 0.2)
-    monkeypatch.setattr("agentfield.fabric.keys.INTERVAL", 0.1)
-    await user.set("email", SECRET)
+    monkeypatch.setattr("agentfield.fabric.personal.keys.KEY_LIFETIME", 0.2)
     keys = (await user._fabric()).keys
-    keys._changed.set()
+    keys.forget()
+    await user.set("email", SECRET)
+    assert keys._remembered
 
     async def forgotten() -> bool:
         return not keys._remembered
@@ -285,8 +285,8 @@ async def test_an_outage_of_the_keys_is_never_an_erasure(user: Memory, monkeypat
     await user.set("email", SECRET)
     fabric = await user._fabric()
     fabric.keys.forget()
-    monkeypatch.setattr(fabric.keys, "_timeout", 0.3)
-    monkeypatch.setattr(fabric.keys, "_stream", "KV_elsewhere")
+    monkeypatch.setattr(fabric.keys._bucket, "timeout", 0.3)
+    monkeypatch.setattr(fabric.keys._bucket, "stream", "KV_elsewhere")
     with pytest.raises(UnavailableError):
         await user.get("email", "absent")
     with pytest.raises(UnavailableError):
@@ -310,7 +310,7 @@ async def test_keys_that_were_lost_are_no_erasure_and_nothing_is_written_in_plai
             with pytest.raises(UnavailableError, match=r"keys of personal data are lost.*personal set"):
                 await refused()
         fabric.keys.forget()
-        monkeypatch.setattr("agentfield.fabric.keys._MOMENT", 0.0)
+        monkeypatch.setattr("agentfield.fabric.personal.policies._MOMENT", 0.0)
         with pytest.raises(UnavailableError, match="are lost"):
             await user.get("email", "absent")
         await memory.set_personal(["session"])

@@ -13,7 +13,7 @@ import pytest
 
 from agentfield import Erasure, Event, Memory, ProjectionError, Scope, connect
 from agentfield.fabric.fabric import Fabric
-from agentfield.fabric.keys import Keys
+from agentfield.fabric.personal.policies import Policies
 from agentfield.memory import views
 from agentfield.pattern import Pattern
 from projections import Projection, Runner, Source, open_store
@@ -427,13 +427,13 @@ async def test_keys_that_a_process_remembers_are_not_used_for_a_view_that_is_mad
 ) -> None:
     """The announcement of the erasure did not reach this process."""
 
-    async def silent(self: Keys) -> None:
+    async def silent(self: Policies) -> None:
         pass
 
     runner = Runner(source, Kept(), store)
     await runner.catch_up()
     assert source.fabric.keys._remembered
-    monkeypatch.setattr(Keys, "announce", silent)
+    monkeypatch.setattr(Policies, "announce", silent)
     await erase(user)
     assert source.fabric.keys._remembered
     await runner.catch_up()
