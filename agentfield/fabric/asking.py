@@ -17,12 +17,11 @@ from agentfield.codec import Record
 from agentfield.errors import UnavailableError
 from agentfield.fabric import records
 from agentfield.fabric.faults import (
-    NO_MESSAGE,
     Fault,
-    ServerFault,
     error_of,
 )
-from agentfield.fabric.jetstream import API, api, backoff, patiently
+from agentfield.fabric.jetstream import API, backoff, patiently
+from agentfield.fabric.leader import leader_get
 from agentfield.fabric.stream import Stream
 from agentfield.fabric.wire.client import DESCRIPTION
 from agentfield.fabric.wire.message import Message
@@ -52,7 +51,6 @@ class Asking:
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
         self._direct = f"{API}.DIRECT.GET.{stream.stream}"
-        self._leader = f"STREAM.MSG.GET.{stream.stream}"
 
     async def direct_last(self, subject: str) -> Record | None:
         """The last event of a literal subject, as the server that answers has it. Raises :class:`UnavailableError`."""
@@ -68,13 +66,9 @@ class Asking:
 
     async def leader_get(self, body: dict[str, Any]) -> Record | None:
         """The one event that this request (``STREAM.MSG.GET``) means, as the leader has it; None if there is none."""
-        try:
-            answer = await api(self._stream.connection, self._leader, body, patience=self._stream.timeout)
-            return records.of_leader(answer["message"])
-        except Fault as fault:
-            if isinstance(fault, ServerFault) and fault.err_code == NO_MESSAGE:
-                return None
-            raise error_of(fault, f"reading {self._stream.stream}") from None
+        stream = self._stream
+        doing = f"reading {stream.stream}"
+        return await leader_get(stream.connection, stream.stream, body, doing=doing, patience=stream.timeout)
 
     async def multi_last(
         self, filters: Sequence[str], *, up_to: int | None = None, floor: int | None = None

@@ -14,9 +14,9 @@ from typing import Any
 from agentfield.codec import Record
 from agentfield.event import Writer
 from agentfield.execution import new_id
-from agentfield.fabric import records
-from agentfield.fabric.faults import NO_MESSAGE, Fault, ServerFault, error_of
+from agentfield.fabric.faults import Fault, ServerFault, error_of
 from agentfield.fabric.jetstream import api
+from agentfield.fabric.leader import leader_get
 from agentfield.fabric.log import Log
 from agentfield.fabric.reader import Reader
 from agentfield.fabric.topology import Topology
@@ -52,16 +52,11 @@ class DeadLetters:
         """The letter with this number; None if there is none (any more)."""
         if number < 1:
             return None
-        try:
-            answer = await api(
-                self._log.connection, f"STREAM.MSG.GET.{self.stream}", {"seq": number}, patience=self._patience
-            )
-        except Fault as fault:
-            if isinstance(fault, ServerFault) and fault.err_code == NO_MESSAGE:
-                return None
-            raise error_of(fault, f"reading the dead letter {number}") from None
-        record = records.of_leader(answer["message"])
-        return record if record.subject.count(".") == _TOKENS - 1 else None
+        doing = f"reading the dead letter {number}"
+        record = await leader_get(
+            self._log.connection, self.stream, {"seq": number}, doing=doing, patience=self._patience
+        )
+        return record if record is not None and record.subject.count(".") == _TOKENS - 1 else None
 
     async def all(self, agent: str = "*", handler: str = "*") -> AsyncIterator[Record]:
         """The letters there are, the oldest first, of one agent or handler if one is named."""

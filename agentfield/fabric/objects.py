@@ -21,8 +21,9 @@ from agentfield.codec import Record
 from agentfield.errors import AgentFieldError, UnavailableError
 from agentfield.execution import new_id
 from agentfield.fabric import records
-from agentfield.fabric.faults import NO_MESSAGE, Fault, ServerFault, error_of
+from agentfield.fabric.faults import Fault, error_of
 from agentfield.fabric.jetstream import API, PATIENCE, api, patiently
+from agentfield.fabric.leader import leader_get
 from agentfield.fabric.reader import Reader
 from agentfield.fabric.topology import Topology
 from agentfield.fabric.upload import ATTEMPT, IN_FLIGHT, OutOfOrderFault, Upload, chunks_subject, meta_subject
@@ -198,13 +199,8 @@ class Objects:
             )
 
     async def _leader_get(self, body: Mapping[str, Any]) -> Record | None:
-        try:
-            answer = await api(self._connection, f"STREAM.MSG.GET.{self._stream}", body, patience=self._timeout)
-        except Fault as fault:
-            if isinstance(fault, ServerFault) and fault.err_code == NO_MESSAGE:
-                return None
-            raise error_of(fault, "reading a large value") from None
-        return records.of_leader(answer["message"])
+        doing = "reading a large value"
+        return await leader_get(self._connection, self._stream, body, doing=doing, patience=self._timeout)
 
     async def _ask(
         self, subject: str, body: Mapping[str, Any] | None, doing: str, *, patience: float | None = None

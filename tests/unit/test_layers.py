@@ -39,7 +39,7 @@ WITHIN = {
     "agentfield.fabric.wire": words("faults"),
     "agentfield.fabric.calling": words("faults wire"),
     "agentfield.fabric.reading": words("asking log reader"),
-    "agentfield.fabric.personal": words("appending faults jetstream journals log records topology wire"),
+    "agentfield.fabric.personal": words("appending faults jetstream journals leader log topology wire"),
     "agentfield.fabric.consumers": words("faults jetstream log reader reading records trimmed wire"),
 }
 

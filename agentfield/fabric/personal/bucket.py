@@ -18,10 +18,10 @@ from agentfield.codec import Record
 from agentfield.envelope import KEY_BYTES, DataKey
 from agentfield.errors import UnavailableError
 from agentfield.execution import new_id
-from agentfield.fabric import records
-from agentfield.fabric.faults import NO_MESSAGE, Fault, NoAnswerFault, NoRespondersFault, ServerFault, Verdict, error_of
+from agentfield.fabric.faults import Fault, NoAnswerFault, NoRespondersFault, ServerFault, Verdict, error_of
 from agentfield.fabric.jetstream import ATTEMPT, api, backoff
 from agentfield.fabric.journals import renew_journals
+from agentfield.fabric.leader import leader_get
 from agentfield.fabric.topology import Topology
 from agentfield.fabric.wire.connection import Connection
 from agentfield.header import EVENT_ID
@@ -146,13 +146,8 @@ class KeyBucket:
         return await self._leader_get({"last_by_subj": f"{self._prefix}{tail}"}, doing)
 
     async def _leader_get(self, body: dict[str, Any], doing: str) -> Record | None:
-        try:
-            answer = await api(self._connection, f"STREAM.MSG.GET.{self.stream}", body, patience=self.timeout)
-        except Fault as fault:
-            if isinstance(fault, ServerFault) and fault.err_code == NO_MESSAGE:
-                return None
-            raise error_of(fault, f"{doing} of personal data") from None
-        return records.of_leader(answer["message"])
+        doing = f"{doing} of personal data"
+        return await leader_get(self._connection, self.stream, body, doing=doing, patience=self.timeout)
 
 
 def _key_of(record: Record) -> DataKey:
