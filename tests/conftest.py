@@ -4,6 +4,7 @@ import os
 import secrets
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -30,7 +31,11 @@ def pytest_configure() -> None:
 
     Servers wait for the disk at every write, as they should. What is promised of a server that is killed holds there,
     too; nothing here takes power away from a machine.
+
+    And keep what is compiled, whatever is set: else every process that is started compiles all of this again.
     """
+    sys.dont_write_bytecode = False
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     writable = _MEMORY.is_dir() and os.access(_MEMORY, os.W_OK)
     if writable and shutil.disk_usage(_MEMORY).free >= _ROOM and psutil.virtual_memory().available >= 2 * _ROOM:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_MEMORY))
