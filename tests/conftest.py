@@ -12,7 +12,7 @@ import hypothesis
 import psutil
 import pytest
 
-from tests.support import Cluster, NatsServer, daemon, processes
+from tests.support import Cluster, NatsServer, daemon, forking, processes
 from tests.support.cluster import native_cluster
 
 hypothesis.settings.register_profile("tests", deadline=None)  # on a busy machine an example may take long
@@ -58,6 +58,7 @@ def _sealed_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         environment.setenv(processes.SESSION_VARIABLE, session)
         with processes.guarded(session):
             yield
+            forking.end()
             left = processes.survivors(session)
             names = [" ".join(process.cmdline()) for process in left if process.is_running()]
             processes.end(left)

@@ -1,19 +1,22 @@
-"""The command line as its users have it: the installed script, run as a process."""
+"""The command line as its users have it: the installed script, run as a process.
+
+Commands that only run to their end may be forked instead: :mod:`tests.support.forking` says which, and why that is the
+same.
+"""
 
 import json
 import os
 import pty
 import signal
 import subprocess
-import sysconfig
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.support import wait_until
+from tests.support import forking, wait_until
+from tests.support.forking import SCRIPT
 
-SCRIPT = Path(sysconfig.get_path("scripts")) / "agentfield"
 _DEADLINE = 30.0
 
 
@@ -111,8 +114,7 @@ class Cli:
     """Runs the script with an environment of its own."""
 
     def __init__(self, env: Mapping[str, str]) -> None:
-        # Not unbuffered, even where this process is: whether a line is there at once is for the command to see to.
-        self.env = {**os.environ, "PYTHONUNBUFFERED": "", "PYTHONWARNINGS": "error", **env}
+        self.env = {**os.environ, **forking.STARTED_WITH, **env}
         self._running: list[Running] = []
 
     def __call__(
@@ -120,19 +122,24 @@ class Cli:
         *args: str,
         input: str | bytes = b"",
         cwd: Path | None = None,
-        command: Sequence[str | Path] = (SCRIPT,),
+        command: Sequence[str | Path] | None = None,
         env: Mapping[str, str] | None = None,
     ) -> Result:
-        """Run a command to its end."""
-        done = subprocess.run(
-            [*map(str, command), *args],
-            input=input.encode() if isinstance(input, str) else input,
-            capture_output=True,
-            timeout=_DEADLINE,
-            env={**self.env, **(env or {})},
-            cwd=cwd,
-            check=False,
-        )
+        """Run a command to its end: of the script, or of another way to start it."""
+        given = input.encode() if isinstance(input, str) else input
+        environment = {**self.env, **(env or {})}
+        if command is None:
+            done = forking.run(args, environment=environment, directory=cwd, given=given, within=_DEADLINE)
+        else:
+            done = subprocess.run(
+                [*command, *args],
+                input=given,
+                capture_output=True,
+                timeout=_DEADLINE,
+                env=environment,
+                cwd=cwd,
+                check=False,
+            )
         assert b"Traceback" not in done.stderr, done.stderr.decode()
         return Result(done.returncode, done.stdout.decode(), done.stderr.decode())
 

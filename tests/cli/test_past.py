@@ -7,8 +7,9 @@ import subprocess
 import pytest
 
 from agentfield import Memory
-from tests.cli.command import SCRIPT, Cli
+from tests.cli.command import Cli
 from tests.cli.conftest import Remember
+from tests.support.forking import SCRIPT
 
 
 @pytest.fixture

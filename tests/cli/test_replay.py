@@ -17,10 +17,11 @@ import pytest
 
 import agentfield
 from agentfield import Memory
-from tests.cli.command import SCRIPT, Cli, Running
+from tests.cli.command import Cli, Running
 from tests.cli.conftest import Inside, Remember
 from tests.support import NatsServer, eventually, wait_until
 from tests.support.events import write_many
+from tests.support.forking import SCRIPT
 
 SHOP = """
 import asyncio, os

@@ -10,7 +10,8 @@ import pytest
 from agentfield.cli import main
 from agentfield.cli.root import COMMANDS, root
 from agentfield.version import __version__
-from tests.cli.command import SCRIPT, Cli, Result
+from tests.cli.command import Cli, Result
+from tests.support.forking import SCRIPT
 
 NOWHERE = ("--url", "nats://127.0.0.1:1", "--timeout", "0.2")
 
