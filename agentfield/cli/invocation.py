@@ -6,6 +6,7 @@ Invariant: an option that means nothing to a command is wrong usage, wherever it
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -124,11 +125,16 @@ class Command(_Sharing):
     """A command of ours."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Runs the command, unless an option before its name means nothing to it."""
+        """Runs the command, unless an option before its name means nothing to it.
+
+        What is loaded by now is not looked through for garbage, now or at the end; what the command makes is.
+        """
         invocation = ctx.ensure_object(Invocation)
         for name in SHARED:
             if _given(getattr(invocation, name)) and name not in self.takes:
                 raise click.UsageError(f"--{name} has no meaning for {self.name!r}", ctx)
+        gc.freeze()
+        gc.enable()
         return super().invoke(ctx)
 
 

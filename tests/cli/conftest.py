@@ -1,8 +1,10 @@
 """The command line on a real server, in a namespace of each test's own."""
 
 import asyncio
+import gc
 import io
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,16 @@ from tests.support.homes import end_servers_on
 
 Inside = Callable[..., Result]
 Remember = Callable[[Callable[[Memory], Awaitable[Any]]], Any]
+
+
+@contextmanager
+def collecting_after() -> Iterator[None]:
+    """Undo what the command line does about the garbage of a process that is its own."""
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        gc.enable()
 
 
 @pytest.fixture
@@ -39,7 +51,7 @@ def inside(
     def run(*args: str) -> Result:
         monkeypatch.setattr("sys.argv", ["agentfield", *args])
         capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
+        with pytest.raises(SystemExit) as ended, collecting_after():
             main()
         assert isinstance(ended.value.code, int)
         return Result(ended.value.code, *capsys.readouterr())

@@ -1,5 +1,6 @@
 """What the command line says of itself, and how it answers wrong usage: in one line, with the right exit code."""
 
+import gc
 import subprocess
 import sys
 from collections.abc import Callable
@@ -7,10 +8,11 @@ from collections.abc import Callable
 import click
 import pytest
 
-from agentfield.cli import main
+from agentfield.cli import invocation, main
 from agentfield.cli.root import COMMANDS, root
 from agentfield.version import __version__
 from tests.cli.command import Cli, Result
+from tests.cli.conftest import collecting_after
 from tests.support.forking import SCRIPT
 
 NOWHERE = ("--url", "nats://127.0.0.1:1", "--timeout", "0.2")
@@ -36,7 +38,7 @@ def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
     def run(*args: str) -> Result:
         monkeypatch.setattr(sys, "argv", ["agentfield", *args])
-        with pytest.raises(SystemExit) as ended:
+        with pytest.raises(SystemExit) as ended, collecting_after():
             main()
         assert isinstance(ended.value.code, int)
         return Result(ended.value.code, *capsys.readouterr())
@@ -69,6 +71,21 @@ def test_help_lists_every_command_and_loads_neither_nats_nor_pydantic() -> None:
     assert done.stderr.strip() == "set()"
     listed = [line.split()[0] for line in done.stdout.partition("Commands:")[2].splitlines() if line.startswith("  ")]
     assert listed[: len(COMMANDS)] == list(COMMANDS)
+
+
+def test_a_command_runs_with_the_collector_on_whatever_was_loaded_without_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found: list[bool] = []
+
+    def look(_: invocation.Invocation) -> None:
+        found.append(gc.isenabled())
+
+    monkeypatch.setattr(root, "get_command", lambda *_: invocation.command("look")(look))
+    monkeypatch.setattr(sys, "argv", ["agentfield", "look"])
+    with pytest.raises(SystemExit), collecting_after():
+        main()
+    assert found == [True]
 
 
 @pytest.mark.parametrize("program", [(SCRIPT,), (sys.executable, "-m", "agentfield")], ids=["script", "module"])
