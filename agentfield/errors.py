@@ -7,7 +7,7 @@
     ├ NotFoundError (LookupError)        what was named does not exist
     ├ UnavailableError                   nothing was stored; safe to retry
     │ ├ AgentUnavailableError            no such agent, or it died while running the call
-    │ └ IncompatibleServerError          the server is too old
+    │ └ IncompatibleServerError          the server is too old, or has no JetStream
     ├ OutcomeUnknownError                stored or not, nobody knows; a retry with the same event id is safe
     ├ RemoteError                        the reasoner that was called raised
     ├ AccessDeniedError                  the server's permissions forbid it
@@ -114,11 +114,13 @@ class AgentUnavailableError(UnavailableError):
 
 
 class IncompatibleServerError(UnavailableError):
-    """The server was reached, but its version lacks what agentfield needs. Nothing was stored."""
+    """The server was reached, but its version or its configuration lacks what agentfield needs. Nothing was stored."""
 
-    def __init__(self, *, found: str, needed: str, server: str = "") -> None:
+    def __init__(self, *, found: str, needed: str, server: str = "", message: str = "") -> None:
         at = f" at {server}" if server else ""
-        super().__init__(f"the NATS server{at} is version {found}, but {needed} or later is needed: upgrade it")
+        super().__init__(
+            message or f"the NATS server{at} is version {found}, but {needed} or later is needed: upgrade it"
+        )
         self.found = found
         self.needed = needed
         self.server = server

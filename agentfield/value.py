@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 import orjson
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, Secret, SecretBytes, SecretStr, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUndefinedAnnotation, PydanticUserError
 
 from agentfield.errors import InvalidInputError, text_of
@@ -41,8 +41,9 @@ def encode_value(value: Any) -> bytes:
         payload = orjson.dumps(value, _plain, _OPTIONS)
     except TypeError as error:
         raise InvalidInputError(f"value cannot be stored: {_first(value) or error}") from error
-    # None, NaN and infinities are all written as null: only then is it worth looking which of them it was.
-    if b"null" in payload and not _obviously_plain(value) and (problem := _first(value)) is not None:
+    # None, NaN and infinities are all written as null, secrets as asterisks: only then is it worth looking what it was.
+    suspect = b"null" in payload or b"***" in payload
+    if suspect and not _obviously_plain(value) and (problem := _first(value)) is not None:
         raise InvalidInputError(f"value cannot be stored: {problem}")
     return payload
 
@@ -190,20 +191,26 @@ def _model_problems(model: BaseModel, path: str, depth: int) -> Iterator[str]:
         yield f"{path}, a {type(model).__name__}, does not serialise: {text_of(error)}"
         return
     yield from _problems(dumped, path, depth + 1)
-    yield from _nulled(original, dumped, path)
+    yield from _altered(original, dumped, path)
 
 
-def _nulled(original: Any, dumped: Any, path: str) -> Iterator[str]:
-    """NaN and infinities that Pydantic itself turned into None, as it does in fields typed Any."""
-    if isinstance(original, float):
+def _altered(original: Any, dumped: Any, path: str) -> Iterator[str]:
+    """What Pydantic itself altered: secrets, and NaN and infinities in fields typed Any, which it turns into None."""
+    if isinstance(original, (SecretStr, SecretBytes, Secret)):
+        if isinstance(dumped, str) and dumped in str(original) and original.get_secret_value():
+            yield (
+                f"{path} is a {type(original).__name__}, of which only asterisks would be stored: leave it out, or "
+                "give the field a serialiser (@field_serializer) that returns what may be stored"
+            )
+    elif isinstance(original, float):
         if dumped is None and not math.isfinite(original):
             yield f"{path} is {original}, which JSON has no number for: store None or a string in its place"
     elif isinstance(original, dict) and isinstance(dumped, dict):
         for item, (key, other) in zip(original.values(), dumped.items(), strict=False):
-            yield from _nulled(item, other, f"{path}[{shown(key)}]")
+            yield from _altered(item, other, f"{path}[{shown(key)}]")
     elif isinstance(original, (list, tuple)) and isinstance(dumped, list):
         for index, (item, other) in enumerate(zip(original, dumped, strict=False)):
-            yield from _nulled(item, other, f"{path}[{index}]")
+            yield from _altered(item, other, f"{path}[{index}]")
 
 
 def _path(location: tuple[int | str, ...]) -> str:

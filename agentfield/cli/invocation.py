@@ -78,8 +78,8 @@ class Invocation:
 
     @property
     def connect_patience(self) -> float:
-        """Seconds that connecting may take."""
-        return min(_CONNECT, self.patience)
+        """Seconds that connecting may take: as long as any operation for whoever said how long that is."""
+        return _CONNECT if self.timeout is None else self.timeout
 
 
 class SharedOption(click.Option):

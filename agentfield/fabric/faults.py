@@ -22,7 +22,6 @@ from agentfield.errors import (
     InvalidInputError,
     UnavailableError,
 )
-from agentfield.server_version import MINIMUM_SERVER
 
 NO_MESSAGE = 10037
 """The server's error code for a message that is not there."""
@@ -150,8 +149,10 @@ def error_of(fault: Fault | UnavailableError, doing: str) -> AgentFieldError:
             return InvalidInputError(detail)
         if fault.verdict is Verdict.INCOMPATIBLE:
             return IncompatibleServerError(
-                found=f"a server that answers “{fault.description}”",
-                needed=f"{MINIMUM_SERVER} with JetStream enabled for this account",
+                found=fault.description,
+                needed="JetStream",
+                message=f"{detail}: agentfield stores everything in JetStream; enable it in the server's "
+                "configuration, for the account of these credentials, or use other credentials",
             )
         return UnavailableError(detail)
     if isinstance(fault, UnavailableError):

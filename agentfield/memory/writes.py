@@ -53,9 +53,10 @@ class Writes(Updates):
         above 0) the entry expires. With ``if_revision`` the write happens only if the key's revision is still that one
         (0: the key has never been written); otherwise :class:`ConflictError`, and nothing is stored. With ``fence`` (a
         held lock of the same namespace) it happens only if the lock is still ours, by the server's word; otherwise
-        :class:`LockLostError`. ``event_id`` repeats a write whose outcome was unknown, without storing it twice; that
-        of a write to another key is an :class:`InvalidInputError`. In a handler, a write is recognised by itself when
-        its event comes again.
+        :class:`LockLostError`. ``event_id`` repeats a write whose outcome was unknown, without storing it twice: if the
+        first one was stored, it stands, whatever value this one has, and its revision is returned; the id of a write to
+        another key is an :class:`InvalidInputError`. In a handler, a write is recognised by itself when its event comes
+        again.
         """
         check_revision(if_revision)
         check_write(key, ttl, event_id)

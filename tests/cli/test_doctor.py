@@ -101,6 +101,7 @@ def test_a_server_without_jetstream_is_one_finding(start_server: Callable[..., N
     done = inside("doctor", "--json", "--url", url, "--timeout", "2")
     assert (done.code, list(found(done))) == (1, ["server"])
     assert "JetStream" in done.object["finding"]
+    assert done.object["remedy"] == "use a NATS server with JetStream"
 
 
 async def test_drift_and_a_missing_stream_are_found(inside: Inside, memory: Memory) -> None:

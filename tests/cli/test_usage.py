@@ -1,5 +1,6 @@
 """What the command line says of itself, and how it answers wrong usage: in one line, with the right exit code."""
 
+import asyncio
 import gc
 import subprocess
 import sys
@@ -12,7 +13,8 @@ from agentfield.cli import invocation, main
 from agentfield.cli.root import COMMANDS, root
 from agentfield.version import __version__
 from tests.cli.command import Cli, Result
-from tests.cli.conftest import collecting_after
+from tests.cli.conftest import Inside, collecting_after
+from tests.support import NatsServer
 from tests.support.forking import SCRIPT
 
 NOWHERE = ("--url", "nats://127.0.0.1:1", "--timeout", "0.2")
@@ -262,3 +264,20 @@ def test_common_options_stand_before_or_after_the_command_and_after_wins(cli: Cl
     assert cli("--json", "get", "a").object == cli("get", "a", "--json").object
     assert cli("--namespace", f"{namespace}-2", "get", "a").code == 3
     assert cli("--namespace", f"{namespace}-2", "get", "a", "--namespace", namespace).out == "here\n"
+
+
+async def test_whoever_says_how_long_it_may_take_has_a_server_waited_for_as_long(
+    fresh_server: NatsServer, inside: Inside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentfield.cli.invocation._CONNECT", 0.1)
+    url = ("--url", fresh_server.url)
+    done = await asyncio.to_thread(inside, "set", "k", "1", *url, "--timeout", "10")
+    assert done.code == 0
+    await fresh_server.pause()
+    done = await asyncio.to_thread(inside, "get", "k", *url)
+    assert "within 0.1 s" in done.err
+    waiting = asyncio.create_task(asyncio.to_thread(inside, "get", "k", *url, "--timeout", "10"))
+    await asyncio.wait({waiting}, timeout=0.5)
+    assert not waiting.done()
+    await fresh_server.resume()
+    assert (await waiting).out == "1\n"

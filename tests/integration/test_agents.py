@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -568,6 +569,37 @@ async def test_a_stop_lets_what_was_begun_finish(make: MakeAgent) -> None:
         await closing
         with pytest.raises(AgentUnavailableError):
             await caller.call("worker.work")
+
+
+async def test_a_reasoner_that_catches_every_cancellation_is_left_behind_and_named(
+    make: MakeAgent, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module, name in [("ending", "CLEANING"), ("ending", "_AGAIN"), ("fabric.calling.service", "_STOPPED_NOTICE")]:
+        monkeypatch.setattr(f"agentfield.{module}.{name}", 0.1)
+    app = make("stubborn")
+    begun, enough = asyncio.Event(), asyncio.Event()
+
+    @app.reasoner()
+    async def insist() -> None:
+        begun.set()
+        while not enough.is_set():
+            with suppress(asyncio.CancelledError):
+                await enough.wait()
+
+    await app.__aenter__()
+    caller = make("caller")
+    calling = asyncio.create_task(caller.call("stubborn.insist"))
+    await begun.wait()
+    try:
+        async with asyncio.timeout(4):
+            await app.aclose(grace=0.1)
+        assert "stubborn.insist" in caplog.text
+        assert "catches its cancellation and goes on" in caplog.text
+    finally:
+        enough.set()
+        calling.cancel()
+        await asyncio.gather(calling, return_exceptions=True)
+        await caller.aclose()
 
 
 async def _gone(app: Agent, name: str) -> bool:

@@ -13,6 +13,7 @@ import pytest
 from nats.micro.request import Request
 
 from agentfield import (
+    AccessDeniedError,
     AgentUnavailableError,
     ClosedError,
     InvalidInputError,
@@ -97,6 +98,23 @@ async def net(server: NatsServer, namespace: str) -> AsyncIterator[Net]:
 async def call(calls: Calls, target: str, payload: bytes = b"{}", *, timeout: float = 30.0) -> bytes:
     agent, _, reasoner = target.partition(".")
     return await calls.call(agent, reasoner, payload, execution=root(agent, None), timeout=timeout)
+
+
+async def test_a_call_that_the_server_does_not_permit_says_so_at_once(
+    start_server: Callable[..., NatsServer], namespace: str
+) -> None:
+    rules = f'{{publish: {{deny: "{call_subject(namespace, "Stock", "*")}"}}}}'
+    users = f"[{{user: whole, password: secret}}, {{user: part, password: secret, permissions: {rules}}}]"
+    server = start_server(extra=f"authorization {{ users: {users} }}\n")
+    async with (
+        net_on(server.url.replace("//", "//whole:secret@"), namespace) as theirs,
+        net_on(server.url.replace("//", "//part:secret@"), namespace) as ours,
+        asyncio.timeout(5),
+    ):
+        await theirs.service("Stock", count=echo)
+        with pytest.raises(AccessDeniedError, match="nothing ran") as denied:
+            await call(await ours.calls(), "Stock.count")
+        assert denied.value.subject == call_subject(namespace, "Stock", "count")
 
 
 async def echo(payload: bytes) -> bytes:

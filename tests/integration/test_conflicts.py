@@ -118,6 +118,8 @@ async def test_the_id_of_a_write_to_another_key_is_refused_instead_of_taken_for_
 ) -> None:
     revision = await memory.set("key", 1, event_id="id-1")
     assert await memory.set("key", 1, event_id="id-1") == revision
+    assert await memory.set("key", "another value", event_id="id-1") == revision
+    assert await memory.get("key") == 1
     with pytest.raises(InvalidInputError, match=rf"'id-1' was given to another write.*revision {revision}: nothing"):
         await memory.set("other", value, event_id="id-1")
     assert not await memory.exists("other")

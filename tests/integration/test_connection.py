@@ -24,6 +24,7 @@ authorization {
             publish: {deny: ["Closed.Area.>"]}
             subscribe: {deny: ["Closed.Area.>"]}
         }}
+        {user: odd, password: "p@s/s:w%rd"}
         {user: mute, password: secret, permissions: {subscribe: {deny: ["_INBOX.>"]}}}
     ]
 }
@@ -127,6 +128,12 @@ async def test_a_wrong_password_is_told_at_once_and_never_shown(start_server: Ca
     assert "hunter2" not in str(refused.value)
     async with connected(server.url.replace("//", "//whole:secret@")) as connection:
         assert connection.url == server.url
+
+
+async def test_what_a_url_may_not_hold_is_escaped_in_it(start_server: Callable[..., NatsServer]) -> None:
+    server = start_server(extra=USERS)
+    async with connected(server.url.replace("//", "//odd:p%40s%2Fs%3Aw%25rd@")) as connection:
+        assert connection.state == "connected"
 
 
 # -- requests ---------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Handlers that misbehave: whatever they raise, however long they take, no other event suffers and none is lost."""
 
 import asyncio
+import contextlib
 import functools
 import itertools
 import logging
@@ -466,3 +467,83 @@ async def test_nothing_is_written_by_hearing(agent: Agent, memory: Memory, fabri
 async def handled(fabric: Fabric, sequence: int) -> bool:
     info = await api(fabric.connection, f"CONSUMER.INFO.{fabric.log.stream}.handler-tester-react")
     return bool(info["ack_floor"]["stream_seq"] == sequence)
+
+
+async def test_a_handler_that_catches_its_cancellation_and_returns_late_has_failed(
+    agent: Agent, memory: Memory, letters: Any
+) -> None:
+    @agent.memory.on_change("k", timeout=0.1, retries=0)
+    async def stubborn(event: Event) -> None:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            await agent.memory.set("came", "through")
+
+    async with agent:
+        await memory.set("k", 1)
+        await eventually(letters, within=10)
+    (letter,) = await letters()
+    assert letter["error"]["type"] == "TimeoutError"
+    assert await memory.get("came") == "through"
+
+
+async def test_a_handler_that_goes_on_after_its_timeout_is_reported(
+    agent: Agent, memory: Memory, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentfield.memory.reacting.calling._OVERDUE", 0.1)
+    enough = asyncio.Event()
+
+    @agent.memory.on_change("k", timeout=0.1, retries=0)
+    async def stubborn(event: Event) -> None:
+        while not enough.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await enough.wait()
+
+    async with agent:
+        await memory.set("k", 1)
+        await eventually(lambda: "still runs on k" in caplog.text, within=10)
+        enough.set()
+
+
+@pytest.mark.parametrize("concurrency", [1, 2])
+async def test_a_handler_that_catches_its_cancellation_once_does_not_keep_its_agent_from_stopping(
+    agent: Agent, memory: Memory, concurrency: int
+) -> None:
+    begun = asyncio.Event()
+
+    @agent.memory.on_change("k", concurrency=concurrency)
+    async def stubborn(event: Event) -> None:
+        begun.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+
+    await agent.__aenter__()
+    await memory.set("k", 1)
+    await begun.wait()
+    async with asyncio.timeout(4):
+        await agent.aclose(grace=0.1)
+
+
+async def test_a_handler_that_catches_every_cancellation_is_left_behind_and_named(
+    agent: Agent, memory: Memory, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentfield.ending.CLEANING", 0.1)
+    monkeypatch.setattr("agentfield.ending._AGAIN", 0.1)
+    begun, enough = asyncio.Event(), asyncio.Event()
+
+    @agent.memory.on_change("k")
+    async def stubborn(event: Event) -> None:
+        begun.set()
+        while not enough.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await enough.wait()
+
+    await agent.__aenter__()
+    await memory.set("k", 1)
+    await begun.wait()
+    try:
+        async with asyncio.timeout(4):
+            await agent.aclose(grace=0.1)
+        assert "handler stubborn catches its cancellation and goes on" in caplog.text
+    finally:
+        enough.set()

@@ -19,7 +19,7 @@ def words(text: str) -> frozenset[str]:
 # From the top down. A module imports from its own layer and from those above it.
 LAYERS = (
     words("errors version server_version"),
-    words("settings naming amount"),
+    words("settings naming amount ending"),
     words("scope key pattern subject"),
     words("effects execution"),
     words("value reference schema privacy envelope event header codec"),

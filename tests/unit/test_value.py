@@ -12,7 +12,7 @@ from uuid import UUID
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel, ConfigDict, Field, RootModel, SecretBytes
+from pydantic import BaseModel, ConfigDict, Field, RootModel, SecretBytes, SecretStr
 
 from agentfield.errors import InvalidInputError
 from agentfield.value import decode_value, encode_value, validate_as
@@ -211,11 +211,21 @@ def test_a_payload_that_is_not_json_is_refused(payload: bytes) -> None:
         decode_value(payload)
 
 
-def test_the_secret_parts_of_a_model_stay_masked() -> None:
-    class Login(BaseModel):
-        token: SecretBytes
+class Login(BaseModel):
+    token: SecretBytes | SecretStr
+    name: str = ""
 
-    assert b"hunter2" not in encode_value(Login(token=SecretBytes(b"hunter2")))
+
+@pytest.mark.parametrize("secret", [SecretBytes(b"hunter2"), SecretStr("hunter2")])
+def test_a_secret_is_neither_stored_nor_replaced_by_asterisks_in_silence(secret: SecretBytes | SecretStr) -> None:
+    with pytest.raises(InvalidInputError, match=r"value\[0\]\['token'\] is a Secret\w+, of which only") as refused:
+        encode_value([Login(token=secret)])
+    assert "hunter2" not in str(refused.value)
+
+
+def test_asterisks_and_an_empty_secret_are_stored_as_they_are() -> None:
+    assert decode_value(encode_value(Login(token=SecretStr(""), name="***"))) == {"token": "", "name": "***"}
+    assert decode_value(encode_value({"a": "***"})) == {"a": "***"}
 
 
 @pytest.mark.parametrize("deeper", [lambda value: [value], lambda value: {"in": value}])

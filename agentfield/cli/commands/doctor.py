@@ -31,7 +31,8 @@ def doctor_command(invocation: Invocation) -> int:
         if isinstance(error, TroubleError):
             fact, remedy = error.fact, error.remedy
         elif isinstance(error, IncompatibleServerError):
-            remedy = f"use a NATS server from version {error.needed} on"
+            by_version = error.needed[:1].isdigit()
+            remedy = f"use a NATS server {'from version' if by_version else 'with'} {error.needed}{' on' * by_version}"
         found = [Finding("server", fact, remedy)]
     except AccessDeniedError as error:
         found = [Finding("server", str(error), "use credentials that may ask about streams and consumers")]

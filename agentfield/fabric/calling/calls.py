@@ -14,6 +14,7 @@ import math
 from typing import NamedTuple
 
 from agentfield.errors import (
+    AccessDeniedError,
     AgentUnavailableError,
     ClosedError,
     InvalidInputError,
@@ -64,9 +65,10 @@ _NOBODY = 503
 class _Pending:
     """A call without outcome: when its callee was last heard."""
 
-    __slots__ = ("accepted", "heard", "outcome")
+    __slots__ = ("accepted", "heard", "outcome", "subject")
 
-    def __init__(self, now: float, outcome: asyncio.Future[Message]) -> None:
+    def __init__(self, subject: str, now: float, outcome: asyncio.Future[Message]) -> None:
+        self.subject = subject
         self.heard = now
         self.accepted = False
         self.outcome = outcome
@@ -93,7 +95,7 @@ class Calls:
         self._subscription: Subscription | None = None
         self._subscribing = asyncio.Lock()
         self._up_since = -math.inf
-        self._forget_listener = connection.on_state(self._on_state)
+        self._forget_listeners = (connection.on_state(self._on_state), connection.on_denied(self._on_denied))
         self._closed = False
 
     async def call(self, agent: str, reasoner: str, payload: bytes, *, execution: Execution, timeout: float) -> bytes:
@@ -102,7 +104,8 @@ class Calls:
         ``timeout`` in seconds bounds the whole. Raises :class:`InvalidInputError` (too large, or the arguments do not
         fit: nothing ran), :class:`UnavailableError` (no connection: nothing was sent), :class:`AgentUnavailableError`,
         :class:`NotFoundError` (no such reasoner), :class:`RemoteError`, :class:`OutcomeUnknownError` (the time is up;
-        the call may still be running). If the caller is cancelled, the callee is told and stops too.
+        the call may still be running), :class:`AccessDeniedError` (the server does not permit it: nothing ran). If the
+        caller is cancelled, the callee is told and stops too.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
@@ -134,7 +137,8 @@ class Calls:
     async def aclose(self) -> None:
         """Stop; calls still pending fail with :class:`ClosedError`. Idempotent."""
         self._closed = True
-        self._forget_listener()
+        for forget in self._forget_listeners:
+            forget()
         subscription, self._subscription = self._subscription, None
         if subscription is not None:
             await subscription.unsubscribe()
@@ -183,7 +187,7 @@ class Calls:
         loop = asyncio.get_running_loop()
         await self._connection.wait_connected(max(wait.deadline - loop.time(), 0.0))
         token = f"{wait.execution_id}-{attempt}"  # an outcome may be repeated: it is not the next attempt's
-        pending = self._pending[token] = _Pending(loop.time(), loop.create_future())
+        pending = self._pending[token] = _Pending(subject, loop.time(), loop.create_future())
         try:
             reply = f"{self._inbox}.{token}"
             await self._connection.publish(subject, payload, dict(headers), reply=reply)
@@ -268,6 +272,16 @@ class Calls:
             pending.heard = asyncio.get_running_loop().time()
         else:
             pending.outcome.set_result(message)
+
+    def _on_denied(self, subject: str) -> None:
+        for pending in self._pending.values():
+            if pending.subject.lower() == subject and not pending.outcome.done():
+                pending.outcome.set_exception(
+                    AccessDeniedError(
+                        f"the server does not permit publishing to {pending.subject!r}; nothing ran",
+                        subject=pending.subject,
+                    )
+                )
 
     def _on_state(self, state: ConnectionState) -> None:
         if state == "connected":

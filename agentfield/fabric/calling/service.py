@@ -3,7 +3,8 @@
 Owns: the endpoint subscriptions of one instance (a queue group, so instances of one name share the calls), one task for
 each call in progress, their heartbeats, and the delivery of every outcome until the caller has acknowledged it. Must
 not know: what a reasoner is; it is handed one function that runs a call. Invariants: a call that was delivered to this
-instance gets an outcome even across a reconnect; a graceful stop loses none; no task outlives :meth:`Service.drain`.
+instance gets an outcome even across a reconnect; a graceful stop loses none; no task outlives :meth:`Service.drain`,
+but for reasoners that will not be cancelled.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 
 from agentfield.amount import number_of
+from agentfield.ending import end
 from agentfield.errors import ClosedError, InvalidInputError, UnavailableError, text_of
 from agentfield.execution import Execution, from_headers, new_id
 from agentfield.fabric.calling.micro import QUEUE, Endpoint, Monitor
@@ -144,8 +146,8 @@ class Service:
     async def drain(self, grace: float) -> None:
         """Take no new calls, finish those delivered, then stop. Idempotent.
 
-        Calls that still run after ``grace`` seconds are cancelled, and their callers told so. When this returns, or is
-        cancelled itself, no task is left.
+        Calls that still run after ``grace`` seconds are cancelled, and their callers told so. When this returns, no
+        task is left but those of reasoners that catch their cancellation each time; these are reported.
         """
         self._draining = True
         try:
@@ -159,9 +161,11 @@ class Service:
                 await cancellations.unsubscribe()
             left = [*self._tasks, *([self._heart] if self._heart is not None else [])]
             self._heart = None
-            for task in left:
-                task.cancel()
-            await asyncio.gather(*left, return_exceptions=True)
+            for task in await end(left):
+                logger.error(
+                    "%s catches its cancellation and goes on: it is left to itself; let what catches "
+                    "asyncio.CancelledError raise it again", task.get_name(),
+                )  # fmt: skip
 
     async def _finish(self, grace: float) -> None:
         if self._tasks and grace > 0:

@@ -10,12 +10,13 @@ two traps in its pings. Of messages, what comes out is the same; ``tests/unit/te
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
-from urllib.parse import urlparse
+from urllib.parse import unquote, urlparse
 
 from nats import errors as nats_errors
 from nats.aio.client import Client as StockClient
@@ -136,6 +137,17 @@ class Client(StockClient):
         if url is not None:
             s.uri = urlparse(url)
         await super()._connect_to_server(s)
+
+    def _connect_command(self) -> bytes:
+        # nats-py takes user, password and token from the URL as they stand; what a URL may not hold is escaped there.
+        command = super()._connect_command()
+        if self._current_server is None or "%" not in self._current_server.uri.netloc:
+            return command
+        operation, options = command.split(maxsplit=1)
+        said = json.loads(options)
+        for part in said.keys() & {"user", "pass", "auth_token"}:
+            said[part] = unquote(said[part])
+        return b"%s %s\r\n" % (operation, json.dumps(said, sort_keys=True).encode())
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
         if initial_connection:

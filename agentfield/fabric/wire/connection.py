@@ -60,6 +60,7 @@ class Connection:
         self._state: ConnectionState = "reconnecting"
         self._connected = asyncio.Event()
         self._listeners: list[Listener] = []
+        self._denied: list[Callable[[str], None]] = []
         self._guests: list[Callable[[], Awaitable[None]]] = []
         self._subscriptions: set[Subscription] = set()
         self._requests = Requests(self.publish)
@@ -241,6 +242,14 @@ class Connection:
         self._listeners.append(listener)
         return lambda: self._listeners.remove(listener) if listener in self._listeners else None
 
+    def on_denied(self, listener: Callable[[str], None]) -> Callable[[], None]:
+        """Call ``listener`` with the subject, lowered, of each message that the server did not permit to be published.
+
+        Returns a function that ends this.
+        """
+        self._denied.append(listener)
+        return lambda: self._denied.remove(listener) if listener in self._denied else None
+
     def before_close(self, close: Callable[[], Awaitable[None]]) -> Callable[[], None]:
         """Call ``close`` before closing, for what else would stay on the server; returns a function that ends this."""
         self._guests.append(close)
@@ -316,6 +325,8 @@ class Connection:
                 subscription.denied = subscription.denied or subscription.concerns(subject)
             return
         self._requests.deny(subject)
+        for listener in list(self._denied):
+            listener(subject)
 
     def _check_version(self, version: str) -> None:
         if not is_supported(version):

@@ -75,6 +75,7 @@ class HandlerRun:
         kind = PinnedConsumer if self.shared else LiveConsumer
         self._consumer: Consumer = kind(fabric.log, self._spec)
         self._ending = asyncio.Event()
+        self._broken_off = False
         self._begin()
 
     def _begin(self) -> None:
@@ -136,22 +137,28 @@ class HandlerRun:
     async def run(self) -> None:
         """Handle events until cancelled; whatever is being handled then is for the caller to await by ``stop``."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._consumer.run(), name=f"consumer of {self._registration.name}")
-            await self._take(tasks)
+            consumer = tasks.create_task(self._consumer.run(), name=f"consumer of {self._registration.name}")
+            await self._take(tasks, consumer)
 
     async def drain(self) -> None:
         """Begin nothing more, and return when every try that has begun is over; what waits is for whoever is next."""
         self._ending.set()
         await self._consumer.drain()
 
+    def break_off(self) -> None:
+        """Before ``run`` is cancelled: it ends also if the handler catches that, when the handler has returned."""
+        self._broken_off = True
+
     async def leave(self) -> None:
         """After ``run`` has ended: acknowledge, and let a standby take over at once."""
         await self._consumer.leave()
 
-    async def _take(self, tasks: asyncio.TaskGroup) -> None:
+    async def _take(self, tasks: asyncio.TaskGroup, consumer: asyncio.Task[None]) -> None:
         concurrent = self._registration.concurrency > 1
         count = 0
         while True:
+            if self._broken_off or consumer.done():  # and the handler has caught the cancellation that followed
+                raise asyncio.CancelledError
             count += 1
             if count % _IN_A_ROW == 0:
                 await asyncio.sleep(0)

@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 
+from agentfield.ending import end
 from agentfield.errors import AgentFieldError, ClosedError
 from agentfield.fabric.consumers.durables import handlers_of
 from agentfield.fabric.fabric import Fabric
@@ -113,8 +114,12 @@ async def _end(run: HandlerRun, task: asyncio.Task[None], grace: float) -> None:
             await run.drain()
     except TimeoutError:
         logger.warning("handler %s: what it has begun is not finished after %g s, and is broken off", run.name, grace)
-    task.cancel()
-    (outcome,) = await asyncio.gather(task, return_exceptions=True)
-    if isinstance(outcome, Exception):
+    run.break_off()
+    if await end([task]):
+        logger.error(
+            "handler %s catches its cancellation and goes on: it is left to itself, and its event comes again; "
+            "let what catches asyncio.CancelledError raise it again", run.name,
+        )  # fmt: skip
+    elif not task.cancelled() and (outcome := task.exception()) is not None:
         logger.error("a handler's loop ended with %r", outcome)
     await run.leave()
