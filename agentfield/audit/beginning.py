@@ -1,4 +1,4 @@
-"""What was sealed and is not there any more, before the revision with which a log, an archive or an export begins.
+"""What was sealed and is not there any more, before a log, an archive or an export begins, or behind an archive's end.
 
 Pure. Events leave the log by being trimmed into an archive, and the log keeps a note of that, which is sealed with it.
 So what is missing at the beginning is either where such a note says, or somebody took it away. Owns: telling the two
@@ -112,6 +112,19 @@ class Beginning:
         if not any(self._speaks_of_it(note) for note in known):
             return absent
         return absent._replace(left=[known[note] for note in accounted(known, self._first, last) or ()])
+
+    def end(self, last: int) -> Difference | None:
+        """What it amounts to that an archive ends there: what comes behind must be in the log, or another archive."""
+        first, gone = last + 1, min(self._end, (self._sources.logged or 1) - 1)
+        if self._sources.what != "archive" or gone < first:
+            return None
+        others = [left.note for left in self._known() if left.note.begins != self._begins]
+        if accounted(others, first, gone) is not None:
+            return None
+        also = "" if first == gone else f"with it everything up to revision {gone}, as far as sealed: "
+        return Difference(
+            "removed", first, None, f"{also}the archive ends before it, and the log was trimmed behind it"
+        )
 
     def _known(self) -> list[Left]:
         """The notes that are believed, in their order."""

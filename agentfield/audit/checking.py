@@ -208,7 +208,9 @@ async def _seals_on(by: Fabric, stream: str, path: Path) -> AsyncGenerator[Signe
 
 
 def open_export(path: Path) -> Export | ParquetExport:
-    """An export, whichever format it has."""
+    """An export, whichever format it has. Raises InvalidInputError if it is none, or cannot be read more than once."""
+    if not path.is_file():
+        raise InvalidInputError(f"{path} is no file, such as a pipe: an export is read several times; store it first")
     with path.open("rb") as file:
         parquet = file.read(len(_PARQUET)) == _PARQUET
     return ParquetExport(path) if parquet else Export(path)

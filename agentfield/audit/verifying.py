@@ -193,6 +193,8 @@ class _Walk:
         verdict.absent = self._beginning.absent()
         if verdict.intact and verdict.absent is not None:
             verdict.finding = verdict.absent.difference(self._what)
+        if verdict.intact and (self._stop is None or self._stop > self._extent.last):
+            verdict.finding = self._beginning.end(self._extent.last)
 
     def _note_gap(self, seal: Seal, head: Head) -> None:
         if seal.first > head.last + 1:

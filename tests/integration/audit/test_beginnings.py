@@ -54,13 +54,14 @@ async def kept(fabric: Fabric, memory: Memory, tmp_path: Path) -> Path:
     return path
 
 
-async def cut(path: Path, first: int) -> None:
-    """Take everything before a revision out of an archive, and have its files say that they begin there."""
+async def cut(path: Path, first: int = 1, last: int = 1 << 62) -> None:
+    """Leave of an archive what lies between two revisions, and have its files say that it is all."""
     async with rewritten(path) as messages:
-        messages[:] = [each for each in messages if each.sequence >= first]
+        messages[:] = [each for each in messages if first <= each.sequence <= last]
+        end = messages[-1].sequence
     [segment] = Directory(path).segments()
     table = pyarrow.parquet.read_table(segment.path, partitioning=None)
-    footer = orjson.loads(table.schema.metadata[b"agentfield.archive"]) | {"begins": first, "first": first}
+    footer = orjson.loads(table.schema.metadata[b"agentfield.archive"]) | {"begins": first, "first": first, "last": end}
     table = table.replace_schema_metadata({b"agentfield.archive": orjson.dumps(footer)})
     segment.path.unlink()
     pyarrow.parquet.write_table(table, segment.path.with_name(f"{first:012d}.parquet"))
@@ -93,6 +94,28 @@ async def test_an_archive_whose_front_was_cut_off_is_found_wherever_it_was_cut(
     await write(memory, 1)
     with pytest.raises(ProjectionError, match="its beginning was taken away"):
         await trim(fabric, tmp_path)
+
+
+async def test_an_archive_whose_end_was_cut_off_is_found_if_the_log_has_it_no_more(
+    fabric: Fabric, memory: Memory, kept: Path, tmp_path: Path
+) -> None:
+    complete = fabric.log.held.complete
+    for last, finding in ((complete - 1, None), (complete - 4, ("removed", complete - 3))):
+        await cut(kept, last=last)
+        result = await of_archive(kept, fabric)
+        assert (named(result), result.whole, result.last) == (finding, False, last)
+
+
+async def test_an_archive_that_is_not_gone_on_with_is_no_finding_if_another_one_is(
+    fabric: Fabric, memory: Memory, kept: Path, tmp_path: Path
+) -> None:
+    await archive(fabric, tmp_path / "second")
+    await write(memory, 2)
+    await seal_all(fabric, SIGNER)
+    await archive(fabric, tmp_path / "second")
+    assert await trim(fabric, tmp_path / "second")
+    result = await of_archive(kept, fabric)
+    assert (named(result), result.first, result.last < fabric.log.held.complete) == (None, 1, True)
 
 
 async def test_a_second_archive_that_begins_later_is_no_finding(
