@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from agentfield import ConflictError, NotFoundError, ProjectionError
+from agentfield.archive.notes import TRIMMING, Note, leave, left
 from agentfield.fabric import trimming
 from agentfield.fabric.trimming import Need, Step
 from projections.archive import Archive, Archiver, compared
@@ -63,6 +64,13 @@ async def outlook(source: Source, stores: Stores) -> Outlook:
             f"{begins}: begin another archive, in another directory, so that one of them holds everything",
             projection=NAME,
         )
+    first = segments[0].first
+    if first > 1 and Note(first, first) not in await left(source.fabric.log):
+        raise ProjectionError(
+            f"the archive {view.place} begins at revision {first}, and the log knows of no archive that "
+            "began there: its beginning was taken away; put it back, or begin another archive, in another directory",
+            projection=NAME,
+        )
     needs = await _needs(source, stores)
     held_by = needs[0] if needs and needs[0].sequence <= archived else None
     complete = archived + 1 if held_by is None else held_by.sequence
@@ -83,9 +91,13 @@ async def trim(source: Source, stores: Stores) -> AsyncGenerator[Step, None]:
         await lease.wait()
         settling = _Settling(source, stores)
         await settling.archive()
+        await settling.note_what_went()
         try:
             log = source.fabric.log
-            async for step in trimming.trim(log, settling.expected, settling.settle, allowed=lambda: lease.held):
+            async for step in trimming.trim(
+                log, settling.expected, settling.announce, settling.settle, allowed=lambda: lease.held
+            ):
+                await settling.note_what_went()
                 yield step
         except trimming.Busy as busy:
             raise _busy(str(busy)) from None
@@ -120,6 +132,20 @@ class _Settling:
         """From which revision on the log would have to stay complete now."""
         patience, self._hope = self._hope, 0.0
         return await self._complete(patience)
+
+    async def announce(self) -> None:
+        """Have the log say that from now on it is trimmed; what is noted afterwards says how far."""
+        await self._note(TRIMMING)
+
+    async def note_what_went(self) -> None:
+        """See that the log says of what has left it that it is in the archive, also if whoever took it out died."""
+        complete = self._source.fabric.log.held.complete
+        if complete > 1 and await self._note(complete):
+            await self.archive()  # so that the note is not what next holds trimming back
+
+    async def _note(self, complete: int) -> bool:
+        segments = await (await _archive(self._stores)).segments()
+        return await leave(self._source.fabric.log, Note(segments[0].first, complete))
 
     async def settle(self, last: int) -> int:
         """From which revision on a log that ends at ``last`` must stay complete."""

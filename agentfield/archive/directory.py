@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -150,6 +151,8 @@ class Directory:
                 if _FILE.fullmatch(path.name) is None:
                     continue
                 status = path.stat()
+                if not stat.S_ISREG(status.st_mode):
+                    raise damaged(path, "it is no file")
                 state = status.st_ino, status.st_size, status.st_mtime_ns
                 known = self._known.get(path)
                 kept[path] = known if known is not None and known[0] == state else (state, _segment(path))

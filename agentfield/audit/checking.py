@@ -15,7 +15,9 @@ from typing import NamedTuple, TypedDict, TypeVar, Unpack
 from agentfield.archive.checking import checked
 from agentfield.archive.columns import parts_of
 from agentfield.archive.directory import Segment
+from agentfield.archive.notes import Note, notes_in
 from agentfield.archive.reading import Archive
+from agentfield.audit.beginning import Sources, What
 from agentfield.audit.chain import Stored, digests_of
 from agentfield.audit.comparing import Seen
 from agentfield.audit.jsonl import Export
@@ -61,14 +63,26 @@ class Terms(TypedDict, total=False):
 
 async def check_live(fabric: Fabric, *, whole: bool = False, **terms: Unpack[Terms]) -> Checked:
     """Verify the log on the server by the seals on the server; the ``whole`` of it, with what its archive holds."""
+    while True:
+        checked, complete = await _check_live(fabric, whole, terms)
+        if checked.verdict.finding is None or (await Live(fabric).extent()).first == complete:
+            return checked
+        # The log was trimmed while it was read: what went then is not missing, and is accounted for now.
+
+
+async def _check_live(fabric: Fabric, whole: bool, terms: Terms) -> tuple[Checked, int]:
+    """Verify the log as it is now; and from which revision on it was complete."""
     live = Live(fabric)
     last = await live.last_seal()  # before the log's extent: so the log reaches at least as far as the seals
     extent = await live.extent()
+    complete = extent.first
     if whole:
         extent = extent._replace(first=await fabric.log.begins())
     read = live.history if whole else live.read
     seals = live.seals(0 if last is None else last.sequence)
-    return await _checked(lambda begin: _seen(read(begin, extent.last)), seals, extent, **terms)
+    sources = await _sources(fabric, "archive" if extent.first < complete else "log")
+    checked = await _checked(lambda begin: _seen(read(begin, extent.last)), seals, extent, sources=sources, **terms)
+    return checked, complete
 
 
 async def check_export(path: Path, *, by: Fabric | None = None, **terms: Unpack[Terms]) -> Checked:
@@ -79,16 +93,22 @@ async def check_export(path: Path, *, by: Fabric | None = None, **terms: Unpack[
     """
     export = open_export(path)
     extent = export.header.extent
+    selection = export.header.selection is not None
     if by is None:
         seals = _asynchronously(export.seals())
+        looked_at = export.events() if extent.first > 1 and not selection else ()
+        notes = [Seen.of(stored) for stored in looked_at if Note.of(stored.subject) is not None]
+        sources = Sources("export", notes, believed_unsealed=False)
     else:
         seals = await _seals_on(by, extent.stream, path)
+        sources = await _sources(by, "export")
     return await _checked(
         lambda _: _seen(_asynchronously(export.events())),
         seals,
         extent,
-        selection=export.header.selection is not None,
+        selection=selection,
         excerpt=by is not None,
+        sources=sources,
         **terms,
     )
 
@@ -111,7 +131,17 @@ async def check_archive(path: Path, *, by: Fabric, **terms: Unpack[Terms]) -> Ch
     log = segments[0].log
     extent = Extent(log.stream, log.created, segments[0].first, segments[-1].last)
     seals = await _seals_on(by, log.stream, path)
-    return await _checked(lambda begin: _archived(segments, begin), seals, extent, excerpt=True, **terms)
+    sources = await _sources(by, "archive")
+    return await _checked(
+        lambda begin: _archived(segments, begin), seals, extent, excerpt=True, sources=sources, **terms
+    )
+
+
+async def _sources(by: Fabric, what: What) -> Sources:
+    """What the log on the server says of its archives, and what it has itself."""
+    last = int((await by.log.state())["last_seq"])
+    notes = [Seen.of(stored) async for stored in Live(by).read(1, last, [notes_in(by.log)])]
+    return Sources(what, notes, logged=by.log.held.complete)
 
 
 async def _checked(
@@ -121,11 +151,12 @@ async def _checked(
     *,
     selection: bool = False,
     excerpt: bool = False,
+    sources: Sources,
     **terms: Unpack[Terms],
 ) -> Checked:
     spans: list[Span] = []
     async with aclosing(_noted(seals, spans)) as noted:
-        verdict = await verify(messages, noted, extent, selection=selection, excerpt=excerpt, **terms)
+        verdict = await verify(messages, noted, extent, selection=selection, excerpt=excerpt, sources=sources, **terms)
     return Checked(verdict, spans)
 
 
@@ -177,7 +208,9 @@ async def _seals_on(by: Fabric, stream: str, path: Path) -> AsyncGenerator[Signe
 
 
 def open_export(path: Path) -> Export | ParquetExport:
-    """An export, whichever format it has."""
+    """An export, whichever format it has. Raises InvalidInputError if it is none, or cannot be read more than once."""
+    if not path.is_file():
+        raise InvalidInputError(f"{path} is no file, such as a pipe: an export is read several times; store it first")
     with path.open("rb") as file:
         parquet = file.read(len(_PARQUET)) == _PARQUET
     return ParquetExport(path) if parquet else Export(path)

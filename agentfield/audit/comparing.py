@@ -28,6 +28,10 @@ class Seen(NamedTuple):
         """The message, looked at."""
         return cls(stored.subject, stored.sequence, stored.timestamp, digest_of(stored))
 
+    def is_digested_as(self, short: bytes) -> bool:
+        """Whether its digest begins with what a seal keeps of one."""
+        return self.digest[:SHORT] == short
+
 
 class Difference(NamedTuple):
     """The first place where log and seals part. ``found`` is what stands there now, None for nothing."""

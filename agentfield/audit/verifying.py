@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Final, NamedTuple
 
+from agentfield.audit.beginning import THE_LOG, Absent, Beginning, Sources
 from agentfield.audit.chain import chained
 from agentfield.audit.comparing import Difference, Seen, expected_of, first_difference, misplaced
 from agentfield.audit.seal import Head, Seal, SignedSeal, fault_of
@@ -65,9 +66,13 @@ class Verdict:
     witness: Witness | None = None
     """The last seal that was found in order."""
     begins_at: int = 0
-    """The first revision that is there, if sealed ones before it were trimmed; else 0."""
+    """From which revision on everything is there, if there are sealed ones before it; else 0."""
+    absent: Absent | None = None
+    """Sealed events from before that which are not there, and where they are, by the word of the log."""
     kept: int = 0
     """How many sealed events from before that are there, each as it was sealed: what keys held when it was trimmed."""
+    sealed: int = 0
+    """How many events the seals cover that were found in order."""
     selection: bool = False
     """Whether only some of the events were there to be verified: each was, and whether any is missing is not known."""
     facts: list[str] = field(default_factory=list)
@@ -77,6 +82,11 @@ class Verdict:
     def intact(self) -> bool:
         """Whether nothing was found."""
         return self.finding is None and self.seal_fault is None
+
+    @property
+    def whole(self) -> bool:
+        """Whether every event that a seal covers was there and is as it was sealed: that none is missing is proven."""
+        return self.intact and 0 < self.sealed == self.events + self.kept
 
 
 Events = Callable[[int], AsyncIterator[Sequence[Seen]]]
@@ -94,15 +104,17 @@ async def verify(
     stop: int | None = None,
     selection: bool = False,
     excerpt: bool = False,
+    sources: Sources = THE_LOG,
 ) -> Verdict:
     """Compare the messages with the seals, from revision ``start`` to ``stop``, and say where they first part.
 
     All seals are checked, whatever the range; messages in whole seals, those that overlap it. ``trusted`` are the
     public keys to believe; without any, that of the first seal. With ``selection``, only some of the messages are
     there: each that is there is checked, and none is missed. An ``excerpt`` ends before the seals do, and nothing that
-    comes after its extent is missed. Raises what reading raises.
+    comes after its extent is missed. What comes before it is, unless ``sources`` account for that. Raises what reading
+    raises.
     """
-    walk = _Walk(events, extent, start, stop, selection, excerpt)
+    walk = _Walk(events, extent, start, stop, selection, excerpt, sources)
     try:
         await walk.run(seals, frozenset(trusted), witness)
     finally:
@@ -112,12 +124,22 @@ async def verify(
 
 class _Walk:
     def __init__(
-        self, events: Events, extent: Extent, start: int, stop: int | None, selection: bool, excerpt: bool
+        self,
+        events: Events,
+        extent: Extent,
+        start: int,
+        stop: int | None,
+        selection: bool,
+        excerpt: bool,
+        sources: Sources,
     ) -> None:
         self.verdict = Verdict(selection=selection)
         self._events = events
         self._extent = extent
+        self._asked = start
         self._start = max(start, extent.first)
+        self._what = sources.what
+        self._beginning = Beginning(extent.first, sources)
         self._stop = stop  # without one, what is sealed is wanted even beyond the log's end
         self._selection = selection
         self._excerpt = excerpt
@@ -145,7 +167,9 @@ class _Walk:
             seal = signed.open()
             self._note_gap(seal, head)
             head = Head.at(signed, seal)
+            self._beginning.seal(seal)
             verdict.seals += 1
+            verdict.sealed += seal.count
             verdict.witness = Witness(head.number, head.hash.hex())
             if signed.key not in verdict.keys:
                 verdict.keys.append(signed.key)
@@ -166,6 +190,11 @@ class _Walk:
                 "last verified"
             )
         await self._look_at_the_rest(head)
+        verdict.absent = self._beginning.absent()
+        if verdict.intact and verdict.absent is not None:
+            verdict.finding = verdict.absent.difference(self._what)
+        if verdict.intact and (self._stop is None or self._stop > self._extent.last):
+            verdict.finding = self._beginning.end(self._extent.last)
 
     def _note_gap(self, seal: Seal, head: Head) -> None:
         if seal.first > head.last + 1:
@@ -217,6 +246,9 @@ class _Walk:
             kept = [seen for seen in kept if seen.sequence >= seal.first]  # before it, nothing was sealed
         self.verdict.finding = self._misplaced(seal, kept)
         self.verdict.kept += len(kept)
+        if not self._selection and (self._stop is None or seal.first <= self._stop):
+            asked, last = max(seal.first, self._asked), min(seal.last, self._extent.first - 1)
+            self._beginning.missing(asked, last, (seen.sequence for seen in kept))
         return self.verdict.finding is None
 
     async def _difference(

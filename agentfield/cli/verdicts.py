@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from agentfield.amount import number_of
+from agentfield.audit.beginning import Absent
 from agentfield.audit.comparing import Difference, Seen
 from agentfield.audit.jsonl import time_text
 from agentfield.audit.reporting import Report
@@ -40,6 +41,8 @@ def show(verdict: Verdict, output: Output, *, what: str, now: int) -> None:
         output.line(("verified", "green"), f"{span} ({held}), the last of {_moment(verdict.last_time)}", flush=True)
     else:
         output.line(("verified", "yellow"), "no event", flush=True)
+    if verdict.whole:
+        output.line(("whole", "green"), "every event that a seal covers is among them", flush=True)
     for key in verdict.keys:
         output.line("signed by", key, flush=True)
     if verdict.unsealed:
@@ -55,24 +58,60 @@ def show(verdict: Verdict, output: Output, *, what: str, now: int) -> None:
 def remarks(verdict: Verdict, what: str) -> list[str]:
     """What one should know besides the numbers."""
     found = list(verdict.facts)
-    if verdict.begins_at:
-        why = "trimmed" if what == "log" else "left out when it was made"
-        found.append(
-            f"the {what} begins at revision {verdict.begins_at}: what was sealed before was {why}, or taken away; it "
-            "can be verified in an archive or export that has it"
-        )
+    if verdict.absent is not None:
+        found += _absent(verdict.absent, what)
     if verdict.kept:
-        found.append(f"of what was before, {verdict.kept:,} events are still there, and are as they were sealed")
-    if verdict.selection:
-        found.append("this is a selection: each event in it is what was sealed; whether any is missing cannot be told")
+        found.append(
+            f"of what was before revision {verdict.begins_at}, {number_of(verdict.kept, 'event')} are still there, and "
+            "are as they were sealed"
+        )
+    if verdict.selection and not verdict.whole:
+        found.append(
+            "this is a selection, by its own word: each event in it is what was sealed; nothing is proven about any "
+            "other, before, between or after them"
+        )
     if verdict.trusted_on_first and verdict.seals:
         found.append(TRUSTED_ON_FIRST)
     return found
 
 
-def failure(verdict: Verdict) -> AgentFieldError | None:
-    """The error that a verdict amounts to; None if everything is as it was sealed."""
+def _absent(absent: Absent, what: str) -> list[str]:
+    """What is to be said of sealed events that lie before what is there."""
+    if absent.first == absent.last:
+        proven = f"revision {absent.first} is not in this {what}, so nothing is proven about it here"
+    else:
+        proven = (
+            f"revisions {absent.first} to {absent.last} are not all in this {what}, and nothing is proven here about "
+            "those that are not"
+        )
+    if absent.logged:
+        return [f"{proven}; they are in the log"]
+    if not absent.left:
+        return []
+    places = [
+        f"the archive that begins at revision {left.note.begins}, says revision {left.revision} of {_moment(left.time)}"
+        + ("" if left.sealed else ", which is not sealed yet")
+        for left in absent.left
+    ]
+    return [
+        f"{proven}: they were trimmed off the log into {', and '.join(places)}. Verify that as well (--archive), or "
+        "log and archive as one (--whole)"
+    ]
+
+
+def failure(verdict: Verdict, *, whole: bool = False) -> AgentFieldError | None:
+    """The error that a verdict amounts to; None if everything is as it was sealed.
+
+    With ``whole``, everything that a seal covers must have been there.
+    """
     up_to = f"; verified up to revision {verdict.last}" if verdict.last else "; nothing before it was verified"
+    if (
+        verdict.finding is not None
+        and verdict.absent is not None
+        and not (verdict.absent.left or verdict.absent.logged)
+    ):
+        there = f"verified from revision {verdict.first} to {verdict.last}" if verdict.last else "nothing was verified"
+        return AgentFieldError(f"{told(verdict.finding)}; {there}")
     if verdict.finding is not None:
         return AgentFieldError(f"{told(verdict.finding)}{up_to}")
     if verdict.seal_fault is not None:
@@ -84,6 +123,12 @@ def failure(verdict: Verdict) -> AgentFieldError | None:
         )
     if not verdict.events and not verdict.kept:
         return AgentFieldError("nothing was verified: no event that was looked at is one that a seal covers")
+    if whole and not verdict.whole:
+        verified = verdict.events + verdict.kept
+        return AgentFieldError(
+            f"not whole: the seals cover {number_of(verdict.sealed, 'event')}, of which {verified:,} were verified; "
+            "nothing is proven about the others"
+        )
     return None
 
 
@@ -135,6 +180,7 @@ def _fields(verdict: Verdict) -> dict[str, Any]:
     finding = verdict.finding
     return {
         "intact": verdict.intact and verdict.seals > 0,
+        "whole": verdict.whole,
         "first": verdict.first,
         "last": verdict.last,
         "last_time": _moment(verdict.last_time) if verdict.last_time else None,
@@ -146,7 +192,9 @@ def _fields(verdict: Verdict) -> dict[str, Any]:
         "trusted_on_first": verdict.trusted_on_first,
         "selection": verdict.selection,
         "begins_at": verdict.begins_at or None,
+        "absent": None if verdict.absent is None else _absent_fields(verdict.absent),
         "kept": verdict.kept,
+        "sealed": verdict.sealed,
         "facts": verdict.facts,
         "seal_fault": verdict.seal_fault,
         "last_seal": None if verdict.witness is None else verdict.witness._asdict(),
@@ -160,6 +208,14 @@ def _fields(verdict: Verdict) -> dict[str, Any]:
             "detail": finding.detail,
         },
     }
+
+
+def _absent_fields(absent: Absent) -> dict[str, Any]:
+    archives = [
+        {"begins": left.note.begins, "revision": left.revision, "time": _moment(left.time), "sealed": left.sealed}
+        for left in absent.left
+    ]
+    return {"first": absent.first, "last": absent.last, "in_log": absent.logged, "in_archives": archives}
 
 
 def _moment(nanoseconds: int) -> str:

@@ -121,6 +121,7 @@ async def needs(log: Log) -> list[Need]:
 async def trim(
     log: Log,
     expected: Callable[[], Awaitable[int]],
+    announce: Callable[[], Awaitable[None]],
     settle: Callable[[int], Awaitable[int]],
     *,
     allowed: Callable[[], bool],
@@ -128,11 +129,12 @@ async def trim(
     """Take out of the log what no longer has to be in it, a step at a time, until there is nothing left of that.
 
     ``expected`` says from which revision on the log would have to stay complete now; if nothing could go then, it is
-    not frozen at all. ``settle`` is called while it is frozen, with its last sequence, and says from which revision on
-    it must stay complete: everything before must be kept elsewhere by then. It has a few seconds. ``allowed`` is asked
-    in each step whether it may still be done: two must never trim at once. Raises :class:`Busy`,
-    :class:`UnavailableError`, :class:`AccessDeniedError`, what ``settle`` raises, and :class:`OutcomeUnknownError`, if
-    the log may have been left frozen; it is thawed after a minute then.
+    not frozen at all. Otherwise ``announce`` is called before every step. ``settle`` is called while the
+    log is frozen, with its last sequence, and says from which revision on it must stay complete: everything before must
+    be kept elsewhere by then. It has a few seconds. ``allowed`` is asked in each step whether it may still be done: two
+    must never trim at once. Raises :class:`Busy`, :class:`UnavailableError`, :class:`AccessDeniedError`, what
+    ``announce`` and ``settle`` raise, and :class:`OutcomeUnknownError`, if the log may have been left frozen; it is
+    thawed after a minute then.
     """
     step = _STEP
     while True:
@@ -141,6 +143,7 @@ async def trim(
         most = await recent.most(max(log.held.complete, await expected()), int((await log.state())["last_seq"]))
         if max(totals.values(), default=0) <= 1 + most and not is_frozen((await _info(log))["config"]):
             return
+        await announce()
         begun = time.monotonic()
         removed, more = await _step(log, settle, totals, recent, step, allowed)
         seconds = time.monotonic() - begun

@@ -19,6 +19,7 @@ from agentfield.archive.columns import Rows, day_of, pyarrow
 from agentfield.archive.directory import Directory as Files
 from agentfield.archive.directory import LogId, Segment
 from agentfield.archive.directory import Moved as Elsewhere
+from agentfield.archive.notes import Note, leave
 from agentfield.codec import Record
 from projections.source import EVERY_MESSAGE, Source
 from projections.stores.kept import KeptStore
@@ -116,7 +117,10 @@ class ArchiveView:
 
     async def advance(self, step: Step, fold: Fold) -> None:
         """Add the stretch that the fold takes, if the archive goes up to where it begins."""
-        begin = step.expected + 1 if step.expected else self._source.fabric.log.held.complete
+        log = self._source.fabric.log
+        begin = step.expected + 1 if step.expected else log.held.complete
+        if not step.expected and begin > 1:
+            await leave(log, Note(begin, begin))  # so that nobody takes it for one whose beginning was taken away
 
         def add() -> None:
             stretch = ArchiveTransaction(self._source)

@@ -98,7 +98,7 @@ def test_an_intact_log_is_verified(sealed: Cli, key: tuple[str, str]) -> None:
     done = sealed("audit", "verify", "--public-key", key[1])
     assert (done.code, done.err) == (0, "")
     assert done.lines[0].startswith("verified revisions 1 to 12 (12 events, 3 seals), the last of 20")
-    assert done.lines[1:] == [f"signed by {key[1]}"]
+    assert done.lines[1:] == ["whole every event that a seal covers is among them", f"signed by {key[1]}"]
     sealed("set", "later", "1")
     verdict = sealed("audit", "verify", "--public-key", key[1], "--json").object
     assert (verdict["intact"], verdict["last"], verdict["unsealed"], verdict["finding"]) == (True, 12, 1, None)
@@ -193,7 +193,10 @@ def test_a_selection_is_exported_and_said_to_be_one(sealed: Cli, key: tuple[str,
     path = tmp_path / "some.jsonl"
     done = sealed("audit", "export", str(path), "order_*", "--global", "--since", "3", "--until", "9", "--json")
     assert (done.object["events"], done.object["seals"]) == (7, 3)
-    assert "note this is a selection" in sealed("audit", "verify", "--export", str(path)).out
+    done = sealed("audit", "verify", "--export", str(path))
+    assert (done.code, "note this is a selection" in done.out, "whole" in done.out) == (0, True, False)
+    done = sealed("audit", "verify", "--export", str(path), "--whole")
+    assert (done.code, "not whole: the seals cover 12 events, of which 7 were" in done.err) == (1, True)
     sealed("audit", "export", str(path), "nothing_of_that_name")
     done = sealed("audit", "verify", "--export", str(path))
     assert (done.code, done.err.split(":")[1]) == (1, " nothing was verified")

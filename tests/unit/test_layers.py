@@ -74,7 +74,7 @@ DOORS = {
     Path("projections/stores/archive.py"): words("archive codec"),
     Path("projections/archive.py"): words("archive audit codec subject"),
     Path("projections/messages.py"): words("audit codec"),
-    Path("projections/trimming.py"): words("audit fabric"),
+    Path("projections/trimming.py"): words("archive audit fabric"),
 }
 # Of agentfield itself, only the command line knows what stands on top: it is the one to whom users name it.
 KNOWS_PROJECTIONS = words("cli")

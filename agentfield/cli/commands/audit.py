@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from agentfield.amount import number_of
+from agentfield.archive.reading import Archive
 from agentfield.audit.checking import Checked, check_archive, check_export, check_live, open_export
 from agentfield.audit.exporting import FORMATS, Selection, export, require_packages
 from agentfield.audit.keyfile import make_key, read_key, read_witness, write_witness
@@ -132,6 +133,11 @@ def _print_seal(seal: Seal, output: Output) -> None:
     help="Verify this archive, by the seals on the server.",
 )
 @click.option("--live-seals", is_flag=True, help="With --export: by the seals on the server.")
+@click.option(
+    "--whole",
+    is_flag=True,
+    help="Fail unless every event that a seal covers is there: of a log, with what its archive holds.",
+)
 @public_keys_option
 @click.option(
     "--witness",
@@ -147,6 +153,7 @@ def verify_command(
     path: Path | None,
     directory: Path | None,
     live_seals: bool,
+    whole: bool,
     keys: Sequence[str],
     witness_file: Path | None,
 ) -> None:
@@ -161,6 +168,7 @@ def verify_command(
         path,
         directory=directory,
         live_seals=live_seals,
+        whole=whole,
         keys=keys,
         witness_file=witness_file,
     )
@@ -174,10 +182,14 @@ def verify_seals(
     *,
     directory: Path | None = None,
     live_seals: bool = False,
+    whole: bool = False,
     keys: Sequence[str],
     witness_file: Path | None = None,
 ) -> None:
-    """Verify, and say what was found: an export, the archive in a directory, or else the live log."""
+    """Verify, and say what was found: an export, the archive in a directory, or else the live log.
+
+    ``whole``: fail unless every event that a seal covers was there, and take log and archive as one.
+    """
     require_cryptography()
     trusted = [check_public_key(key) for key in keys]
     if live_seals and path is None:
@@ -186,10 +198,14 @@ def verify_seals(
         raise click.UsageError("--archive and --export exclude one another", click.get_current_context())
     if isinstance(start, int) and isinstance(stop, int) and start > stop:
         raise click.UsageError(f"--from {start} lies after --to {stop}", click.get_current_context())
-    checked, stream, now = wait(_check(invocation, start, stop, path, directory, live_seals, trusted, witness_file))
+    if whole and (start, stop) != (None, None):
+        raise click.UsageError("--whole means everything: leave out --from and --to", click.get_current_context())
+    checked, stream, now = wait(
+        _check(invocation, start, stop, path, directory, live_seals, whole, trusted, witness_file)
+    )
     what = "log" if path is None else "export"
-    show(checked.verdict, invocation.output, what=what if directory is None else "archive", now=now)
-    fault = failure(checked.verdict)
+    show(checked.verdict, invocation.output, what=what if directory is None or whole else "archive", now=now)
+    fault = failure(checked.verdict, whole=whole)
     if fault is not None:
         raise fault
     if witness_file is not None and checked.verdict.witness is not None:
@@ -203,6 +219,7 @@ async def _check(
     path: Path | None,
     directory: Path | None,
     live_seals: bool,
+    whole: bool,
     trusted: Sequence[str],
     witness_file: Path | None,
 ) -> tuple[Checked, str, int]:
@@ -223,12 +240,14 @@ async def _check(
         witness = None if witness_file is None else read_witness(witness_file, stream)
         first, end = await _range(fabric, start, stop)
         begin = first or 1
-        if directory is not None:
+        if directory is not None and whole:
+            fabric.log.earlier = Archive(directory)
+        if directory is not None and not whole:
             _refuse_nothing(begin, end, int((await fabric.log.state())["last_seq"]), "log")
             checked = await check_archive(directory, by=fabric, trusted=trusted, witness=witness, start=begin, stop=end)
         elif path is None:
             _refuse_nothing(begin, end, int((await fabric.log.state())["last_seq"]), "log")
-            checked = await check_live(fabric, trusted=trusted, witness=witness, start=begin, stop=end)
+            checked = await check_live(fabric, whole=whole, trusted=trusted, witness=witness, start=begin, stop=end)
         else:
             _refuse_nothing(begin, end, open_export(path).header.extent.last, "export")
             checked = await check_export(path, by=fabric, trusted=trusted, witness=witness, start=begin, stop=end)

@@ -349,7 +349,7 @@ async def test_a_log_that_was_made_anew_is_not_sealed_on_and_is_found(fabric: Fa
     assert any("made anew" in fact for fact in result.facts)
 
 
-async def test_a_log_trimmed_at_its_front_is_verified_from_there_and_sealed_on(fabric: Fabric) -> None:
+async def test_a_log_whose_front_was_cut_off_is_sealed_on_and_what_is_gone_is_named(fabric: Fabric) -> None:
     await write_many(fabric, [f"k.{number}" for number in range(25)])
     await seal_all(fabric)
     stream = fabric.log.stream
@@ -358,8 +358,12 @@ async def test_a_log_trimmed_at_its_front_is_verified_from_there_and_sealed_on(f
     await write_many(fabric, ["k.26", "k.27"])
     await seal_all(fabric)
     result = await verdict(fabric)
-    assert (result.intact, result.first, result.last, result.events) == (True, 16, 27, 12)
-    assert result.begins_at == 16
+    assert (result.first, result.last, result.events, result.begins_at) == (16, 27, 12, 16)
+    assert result.finding is not None
+    assert (result.finding.kind, result.finding.sequence) == ("removed", 1)
+    assert "nothing in the log says that it was trimmed" in result.finding.detail
+    result = (await check_live(fabric, trusted=[SIGNER.public], start=16)).verdict
+    assert (result.intact, result.first, result.last, result.whole) == (True, 16, 27, False)
 
 
 async def test_an_event_that_the_storage_lost_is_named(fresh_server: NatsServer, open_fabric: OpenFabric) -> None:

@@ -32,7 +32,7 @@ def found(messages: Sequence[Stored], seals: Sequence[SignedSeal] = SEALS) -> tu
 def test_a_log_that_is_as_it_was_sealed_is_intact_to_its_last_event() -> None:
     result = verdict(LOG, SEALS)
     assert (result.intact, result.first, result.last, result.events, result.seals) == (True, 1, COUNT, COUNT, 5)
-    assert (result.last_time, result.unsealed, result.facts) == (LOG[-1].timestamp, 0, [])
+    assert (result.last_time, result.unsealed, result.facts, result.whole) == (LOG[-1].timestamp, 0, [], True)
     assert (result.keys, result.trusted_on_first) == ([SIGNER.public], False)
 
 
@@ -138,10 +138,12 @@ def test_a_log_that_lost_its_end_names_the_first_that_is_gone() -> None:
     assert "up to revision" in result.finding.detail
 
 
-def test_a_log_that_was_trimmed_at_the_front_is_said_to_be_and_the_rest_is_verified() -> None:
+def test_of_a_log_that_lost_its_front_the_first_event_that_is_gone_is_named_and_the_rest_is_verified() -> None:
     for first in (4, 6, 11):
         result = verdict(LOG[first - 1 :], SEALS, extent=Extent(STREAM, 1, first, COUNT))
-        assert (result.intact, result.first, result.last, result.begins_at) == (True, first, COUNT, first)
+        assert result.finding is not None
+        assert (result.finding.kind, result.finding.sequence) == ("removed", 1)
+        assert (result.whole, result.first, result.last, result.begins_at) == (False, first, COUNT, first)
         changed = [*LOG[first - 1 : 20], LOG[20]._replace(payload=b"x"), *LOG[21:]]
         result = verdict(changed, SEALS, extent=Extent(STREAM, 1, first, COUNT))
         assert result.finding is not None
@@ -152,9 +154,9 @@ def test_a_log_that_was_trimmed_at_the_front_is_said_to_be_and_the_rest_is_verif
     assert result.finding.sequence == 4
 
 
-def test_a_log_of_which_nothing_is_left_is_trimmed_too() -> None:
+def test_a_log_of_which_nothing_is_left_has_lost_everything() -> None:
     result = verdict([], SEALS, extent=Extent(STREAM, 1, COUNT + 1, COUNT))
-    assert (result.intact, result.events, result.begins_at) == (True, 0, COUNT + 1)
+    assert (result.intact, result.events, result.begins_at) == (False, 0, COUNT + 1)
 
 
 def test_what_was_missing_when_it_was_sealed_is_a_fact_and_may_not_appear_later() -> None:
