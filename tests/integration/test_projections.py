@@ -269,10 +269,29 @@ async def test_a_new_version_takes_the_place_of_the_old_view(memory: Memory, sou
     async with running(old) as (outdated,):
         await eventually(lambda: checkpoint_in(store.root / "chain.sqlite") == 40, within=15)
         await Runner(source, Doubled(), store).catch_up()
-        with pytest.raises(InvalidInputError, match="version 2"):
+        with pytest.raises(InvalidInputError, match=r"version 2, .* go back to this one with .* rebuild"):
             await outdated
     head = await head_of(store, "chain")
     assert (head.version, head.generation) == (2, 2)
+    assert {count for count, _ in chains_in(store.root / "chain.sqlite").values()} == {4}
+
+
+async def test_a_paused_view_gets_its_new_version_when_it_is_resumed(
+    memory: Memory, source: Source, store: Directory
+) -> None:
+    revision = await write(memory, 20)
+    old, new = Runner(source, Chain(), store), Runner(source, Doubled(), store)
+    await old.catch_up()
+    await old.pause(True)
+    with pytest.raises(InvalidInputError, match=r"version 1, and this code of version 2: .*run. makes it anew"):
+        await new.verify()
+    async with running(new) as (task,):
+        behind = await write(memory, 20, start=20)
+        assert await asyncio.wait([task], timeout=1.5) == (set(), {task})
+        head = await head_of(store, "chain")
+        assert (head.version, head.checkpoint) == (1, revision)
+        await new.pause(False)
+        await eventually(lambda: checkpoint_in(store.root / "chain.sqlite") == behind, within=10)
     assert {count for count, _ in chains_in(store.root / "chain.sqlite").values()} == {4}
 
 
