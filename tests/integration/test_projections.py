@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import sqlite3
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -206,6 +207,23 @@ async def test_a_paused_view_stays_where_it_is_until_it_is_resumed(
         await runner.pause(False)
         await eventually(lambda: checkpoint_in(path) == behind, within=10)
     assert chains_in(path) == await folded(memory.history("item_*"))
+
+
+async def test_what_a_slow_apply_has_done_is_seen_soon_and_it_can_be_stopped(
+    memory: Memory, source: Source, store: Directory
+) -> None:
+    class Slow(Chain):
+        def apply(self, event: Event, view: Any) -> None:
+            time.sleep(0.05)
+            super().apply(event, view)
+
+    await write(memory, 400)
+    path = store.root / "chain.sqlite"
+    async with running(Runner(source, Slow(), store)) as (task,):
+        await eventually(lambda: path.exists() and checkpoint_in(path) > 0, within=8)
+        task.cancel()
+        assert await asyncio.wait([task], timeout=4) == ({task}, set())
+    assert checkpoint_in(path) < 400
 
 
 async def test_a_rebuild_under_live_writes_ends_equal_to_the_live_view(

@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from agentfield import Event, InvalidInputError, Memory, ProjectionError
 from agentfield.fabric.fabric import Fabric
 from projections import Projection, Runner, Source, open_store
 from projections.stores import Directory
+from projections.stores.duckdb import DuckView
+from projections.view import Moved
 from tests.support import eventually
 
 
@@ -96,6 +99,58 @@ async def _read_elsewhere(store: Directory) -> dict[str, tuple[int, int]] | None
     )
     out, _ = await process.communicate()
     return dict(eval(out)) if process.returncode == 0 else None
+
+
+async def test_others_get_at_the_file_while_much_is_written(memory: Memory, source: Source, store: Directory) -> None:
+    class Unhurried(Totals):
+        def apply(self, event: Event, view: Any) -> None:
+            time.sleep(0.02)  # slower than the writes come, so that there is never nothing to apply
+            super().apply(event, view)
+
+    await write(memory, 1000)
+    runner = Runner(source, Unhurried(), store)
+    running = asyncio.create_task(runner.run())
+    try:
+        await eventually(lambda: (store.root / "totals.duckdb").exists(), within=10)
+
+        async def seen() -> bool:
+            return bool(await _read_elsewhere(store))
+
+        await eventually(seen, within=20)
+        assert sum(count for count, _ in (await _read_elsewhere(store) or {}).values()) < 1000
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_opening_a_file_that_is_gone_leaves_none(memory: Memory, source: Source, store: Directory) -> None:
+    """As where another generation takes its place while somebody waits for it."""
+    await write(memory, 10)
+    await Runner(source, Totals(), store).catch_up()
+    view = await store.live("totals")
+    assert isinstance(view, DuckView)
+    view.path.unlink()
+    with pytest.raises(Moved):
+        await asyncio.to_thread(view.connect, fresh=False)
+    duckdb.connect(str(view.path)).close()  # what DuckDB does by itself
+    with pytest.raises(Moved):
+        await view.head()
+    await view.aclose()
+    assert list(view.path.parent.iterdir()) == []
+
+
+async def test_a_result_can_be_fetched_and_nothing_else(memory: Memory, source: Source, store: Directory) -> None:
+    class Fetching(Totals):
+        def apply(self, event: Event, view: Any) -> None:
+            result = view.execute("SELECT ? AS one", [event.data])
+            assert (result.fetchone(), result.description[0][0]) == ((event.data,), "one")
+            with pytest.raises(duckdb.TransactionException, match="COMMIT is not for projections"):
+                result.execute("COMMIT")
+            result.commit()
+
+    await write(memory, 10)
+    with pytest.raises(ProjectionError, match="a view has no 'commit'"):
+        await Runner(source, Fetching(), store).catch_up()
 
 
 async def test_what_apply_raises_is_undone(memory: Memory, source: Source, store: Directory) -> None:
