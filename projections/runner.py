@@ -21,7 +21,7 @@ from projections.folding import BATCH, Folder, forgetting
 from projections.generations import Generations
 from projections.projection import Projection, Selection, check
 from projections.source import Batch, Batches, Lease, Source, check_selection
-from projections.view import Busy, Head, Moved, Store, View
+from projections.view import Busy, Head, Moved, Store, View, looking
 
 logger = logging.getLogger("agentfield.projections")
 
@@ -133,6 +133,9 @@ class Runner:
 
         The view may be run meanwhile. Raises :class:`NotFoundError` if there is none, else as :meth:`catch_up`.
         """
+        return await looking(self._verify)
+
+    async def _verify(self) -> Verdict:
         live = await self._generations.existing()
         try:
             async with live.frozen() as ours:
@@ -150,11 +153,15 @@ class Runner:
 
     async def pause(self, paused: bool) -> None:
         """Let no instance advance the view, or let it go on. Raises :class:`NotFoundError` if there is none."""
-        live = await self._generations.existing()
-        try:
-            await live.pause(paused)
-        finally:
-            await live.aclose()
+
+        async def pause() -> None:
+            live = await self._generations.existing()
+            try:
+                await live.pause(paused)
+            finally:
+                await live.aclose()
+
+        await looking(pause)
 
     @property
     def keeps_values(self) -> bool:

@@ -149,6 +149,11 @@ class DuckView(FileView):
         """Whether another process has had the file open for too long."""
         return isinstance(error, _duckdb().IOException) and "lock" in str(error).lower()
 
+    def is_broken(self, error: Exception) -> bool:
+        """Whether it is no database, or one that somebody damaged, or without the runner's table."""
+        signs = ("not a valid DuckDB database file", "Corrupt database file", f"Table with name {HEAD} does not exist")
+        return any(sign in str(error) for sign in signs)
+
     def scrub(self, connection: Any) -> None:
         """Copy what is in the file into another one, which takes its place while nobody else can open it."""
         draft = self.path.with_name(f"scratch-{secrets.token_hex(4)}{self.path.suffix}")

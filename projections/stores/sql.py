@@ -95,6 +95,17 @@ class FileView(ABC):
         """Whether the database says that somebody else has the file to himself."""
 
     @abstractmethod
+    def is_broken(self, error: Exception) -> bool:
+        """Whether the database says that the file is none of its own, or not as it was written."""
+
+    def remedy(self, error: Exception) -> str:
+        """What to do about an error, to be said behind it; nothing where that is plain."""
+        if self.is_broken(error):
+            name = self.path.parent.name
+            return f": take it away with `agentfield projections remove {name}`, and its projection makes it anew"
+        return ""
+
+    @abstractmethod
     def scrub(self, connection: Any) -> None:
         """Write the file anew, so that nothing is left in it, or beside it, of what was deleted or replaced."""
 
@@ -210,6 +221,8 @@ class FileView(ABC):
 
     def _head(self) -> Head:
         row = self._open().execute(f"SELECT {_COLUMNS} FROM {HEAD}").fetchone()
+        if row is None:
+            raise self._failure(f"there is nothing in {HEAD}")
         name, version, generation, log, selection, checkpoint, events, skipped, paused, error, failed_at, updated = row[
             :-1
         ]
@@ -273,9 +286,10 @@ class FileView(ABC):
         try:
             return await self._in(self._thread_now(), function, *arguments)
         except (self.fault, OSError) as error:
+            why = f"{error}{self.remedy(error)}"
             if self.is_busy(error):
-                raise Busy(f"the view {self.path}: {error}", projection=self.path.parent.name) from error
-            raise self._failure(str(error)) from error
+                raise Busy(f"the view {self.path}: {why}", projection=self.path.parent.name) from error
+            raise self._failure(why) from error
 
     def _thread_now(self) -> ThreadPoolExecutor:
         if self._thread is None:

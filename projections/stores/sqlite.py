@@ -125,6 +125,20 @@ class SqliteView(FileView):
         """Whether another process has had the write lock for too long."""
         return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
 
+    def is_broken(self, error: Exception) -> bool:
+        """Whether it is no database, or one that somebody damaged, or without the runner's table."""
+        codes = (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
+        return getattr(error, "sqlite_errorcode", None) in codes or str(error) == f"no such table: {HEAD}"
+
+    def remedy(self, error: Exception) -> str:
+        """What to do about an error."""
+        code = getattr(error, "sqlite_errorcode", None)
+        if code == sqlite3.SQLITE_BUSY:
+            return f": somebody else writes to it, and has not ended for {_BUSY:.0f} s; a view is for reading alone"
+        if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
+            return ": its file and directory must be writable, also for looking at it here"
+        return super().remedy(error)
+
     def scrub(self, connection: sqlite3.Connection) -> None:
         """Write the file anew from what is in it, and cut off the log of old pages, as soon as nobody reads these."""
         self._ours = True
