@@ -7,6 +7,7 @@ the file is closed whenever there is nothing to apply, and now and then where th
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from agentfield import InvalidInputError
-from projections.stores.sql import HEAD, FileView, refusal, remove_file
+from projections.stores.sql import HEAD, HEAD_REFUSED, FileView, refusal, remove_file
 from projections.view import Fold, Moved, Step
 
 _BUSY = 30.0
@@ -74,13 +75,25 @@ _RESULTS = frozenset(
 
 
 def _check(query: object) -> None:
-    statements: Iterable[object] = (query,)
-    if isinstance(query, str) and ";" in query:
-        statements = (each.query for each in _duckdb().extract_statements(query))
-    for statement in statements:
-        why = refusal(statement)
-        if why is not None:
-            raise _duckdb().TransactionException(why)
+    if not isinstance(query, str):
+        return
+    named = _HEAD.search(query) is not None
+    if not named and ";" not in query:
+        _refuse(refusal(query))
+        return
+    for statement in _duckdb().extract_statements(query):
+        _refuse(refusal(statement.query))
+        if named and statement.type != _duckdb().StatementType.SELECT and _HEAD.search(_TEXT.sub("", statement.query)):
+            _refuse(HEAD_REFUSED)
+
+
+def _refuse(why: str | None) -> None:
+    if why is not None:
+        raise _duckdb().TransactionException(why)
+
+
+_HEAD = re.compile(rf"\b{HEAD}\b", re.IGNORECASE)
+_TEXT = re.compile(r"'(?:[^']|'')*'|--[^\n]*")
 
 
 class DuckView(FileView):

@@ -5,7 +5,7 @@ import logging
 import sqlite3
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -381,18 +381,44 @@ async def test_a_view_of_another_log_is_not_added_to(
         ("/* no */ ROLLBACK", "ROLLBACK is not for .*raise an exception"),
         ("BEGIN IMMEDIATE", "BEGIN is not for projections"),
         ("ATTACH ':memory:' AS other", "ATTACH is not for projections: a view is its own file"),
+        ("UPDATE _projection SET checkpoint = 7", "the table _projection is the runner's: keep what the view needs in"),
+        ("DROP TABLE _Projection", "the table _projection is the runner's"),
+        ("CREATE TRIGGER t AFTER UPDATE ON _projection BEGIN DELETE FROM chains; END", "_projection is the runner's"),
     ],
 )
+@pytest.mark.parametrize("through", ["view", "cursor"])
 async def test_apply_is_told_why_a_statement_is_its_runners(
-    memory: Memory, source: Source, store: Directory, statement: str, said: str
+    memory: Memory, source: Source, store: Directory, statement: str, said: str, through: str
 ) -> None:
     class Committing(Chain):
         def apply(self, event: Event, view: Any) -> None:
-            view.execute(statement)
+            checkpoint = view.execute("SELECT checkpoint FROM _projection")  # to look at it is nobody's harm
+            (view if through == "view" else checkpoint).execute(statement)
 
     await write(memory, 20)
     with pytest.raises(ProjectionError, match=said):
         await Runner(source, Committing(), store).catch_up()
+    assert chains_in(store.root / "chain.sqlite") == {}
+
+
+async def test_a_cursor_is_no_way_around_the_runners_transaction(
+    memory: Memory, source: Source, store: Directory
+) -> None:
+    class Sly(Chain):
+        def apply(self, event: Event, view: Any) -> None:
+            super().apply(event, view)
+            cursor = view.execute("SELECT 1")
+            with pytest.raises(AttributeError, match="a view has no connection"):
+                cursor.connection.commit()
+            with pytest.raises(sqlite3.ProgrammingError, match="executescript is not for projections"):
+                cursor.executescript("SELECT 1")
+            with suppress(sqlite3.IntegrityError):
+                cursor.execute("INSERT OR ROLLBACK INTO chains SELECT * FROM chains")
+            cursor.execute("INSERT INTO chains VALUES ('apart', 1, 'x')")
+
+    await write(memory, 20)
+    with pytest.raises(ProjectionError, match="rolled back the runner's transaction"):
+        await Runner(source, Sly(), store).catch_up()
     assert chains_in(store.root / "chain.sqlite") == {}
 
 

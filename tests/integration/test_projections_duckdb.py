@@ -175,6 +175,8 @@ async def test_what_apply_raises_is_undone(memory: Memory, source: Source, store
         (" Commit", "COMMIT is not for projections: the runner begins and ends the transaction.*take it out"),
         ("DELETE FROM totals; COMMIT", "COMMIT is not for projections"),
         ("ATTACH ':memory:' AS other", "ATTACH is not for projections: a view is its own file"),
+        ('UPDATE main."_Projection" SET paused = 1', "the table _projection is the runner's"),
+        ("SELECT 1; WITH a AS (SELECT 1) INSERT INTO _projection SELECT * FROM a", "the table _projection is the"),
     ],
 )
 async def test_apply_is_told_why_a_statement_is_its_runners(
@@ -182,6 +184,8 @@ async def test_apply_is_told_why_a_statement_is_its_runners(
 ) -> None:
     class Committing(Totals):
         def apply(self, event: Event, view: Any) -> None:
+            view.execute("SELECT checkpoint FROM _projection WHERE name <> '_projection'")
+            view.execute("UPDATE totals SET key = '_projection; it''s' WHERE false")
             view.execute(statement)
 
     await write(memory, 10)
