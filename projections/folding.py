@@ -7,6 +7,7 @@ returned is the view's, and every event up to it is in the view once.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import time
 from collections.abc import Awaitable, Sequence
@@ -26,13 +27,16 @@ or stopped."""
 _FIRST = 50
 """Events in the first transaction, before it is known how long one takes."""
 
+_RAISED = (Exception, SystemExit, asyncio.CancelledError)
+"""What stops a projection when ``apply`` raises it: also what would end the program, or the runner's task."""
+
 
 @dataclass
 class _Failed(Exception):
     """``apply`` raised for the event with this index of its batch."""
 
     index: int
-    cause: Exception
+    cause: BaseException
 
 
 class Folder:
@@ -98,9 +102,12 @@ class Folder:
                 await first
                 for index in range(began + 1, len(events)):
                     result = apply(events[index], view)
-                    if result is not None:
+                    if inspect.isawaitable(result):
                         await result
-            except Exception as error:
+            except _RAISED as error:
+                task = asyncio.current_task()
+                if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                    raise  # it is we who are cancelled
                 raise _Failed(index, error) from error
 
         def fold(view: Any) -> Awaitable[None] | None:
@@ -108,9 +115,9 @@ class Folder:
             try:
                 for index, event in enumerate(events):
                     result = apply(event, view)
-                    if result is not None:
+                    if result is not None and inspect.isawaitable(result):
                         return goes_on(index, result, view)
-            except Exception as error:
+            except _RAISED as error:
                 raise _Failed(index, error) from error
             return None
 

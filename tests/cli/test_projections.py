@@ -218,7 +218,7 @@ def test_a_paused_view_is_left_alone(cli: Cli, remember: Remember, spending: Pat
         (("run", "idle.py:other"), "idle.py defines no projection called 'other'"),
         (("run", "timeline", "timeline"), "two projections are called 'timeline'"),
         (("rebuild", "nosuch.py:a"), "there is no file nosuch.py"),
-        (("run", "spending.py:other"), "defines no projection called 'other'"),
+        (("run", "spending.py:Spending"), "defines no projection called 'Spending', but spending"),
         (("rebuild", "wrong.py"), "not 1 to 32 of a-z"),
         (("status", "nosuch"), "there is no view of 'nosuch'"),
         (("pause", "nosuch"), "there is no view of 'nosuch'"),

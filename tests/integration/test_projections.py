@@ -4,7 +4,7 @@ import asyncio
 import logging
 import sqlite3
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import Any
@@ -173,6 +173,37 @@ async def test_a_projection_that_raises_stops_alone_and_says_where(
     await Runner(source, mended, store).catch_up()
     assert (await head_of(store, "raising")).error is None
     assert chains_in(store.root / "raising.sqlite") == await folded(memory.history("item_*"))
+
+
+@pytest.mark.parametrize("cause", [SystemExit(3), asyncio.CancelledError("a task of its own"), StopIteration()])
+@pytest.mark.parametrize("later", [False, True])
+async def test_whatever_apply_raises_stops_it_and_not_the_program(
+    memory: Memory, source: Source, store: Directory, cause: BaseException, later: bool
+) -> None:
+    class Ending(Chain):
+        name = "ending"
+
+        def apply(self, event: Event, view: Any) -> Any:
+            if event.revision == 7:
+                return _raising(cause) if later else _raised(cause)
+            super().apply(event, view)
+            return "which is of no account"
+
+    await write(memory, 20)
+    async with running(Runner(source, Ending(), store)) as (task,):
+        assert await asyncio.wait([task], timeout=10) == ({task}, set())
+        with pytest.raises(ProjectionError, match=f"ending stopped at event 7, 'item_6': .*{type(cause).__name__}"):
+            await task
+    head = await head_of(store, "ending")
+    assert (head.checkpoint, head.failed_at) == (6, 7)
+
+
+async def _raising(cause: BaseException) -> None:
+    raise cause
+
+
+def _raised(cause: BaseException) -> None:
+    raise cause
 
 
 async def test_what_nobody_can_decode_is_passed_over_and_counted(
@@ -502,6 +533,14 @@ async def test_a_view_that_another_process_keeps_to_itself_is_waited_for(
             await eventually(lambda: checkpoint_in(path) == last, within=15)
 
 
+def _yielding(self: Any, event: Event, view: Any) -> Iterator[None]:
+    yield
+
+
+async def _yielding_later(self: Any, view: Any) -> AsyncIterator[None]:
+    yield
+
+
 @pytest.mark.parametrize(
     ("attributes", "said"),
     [
@@ -513,6 +552,8 @@ async def test_a_view_that_another_process_keeps_to_itself_is_waited_for(
         ({"patterns": "a>"}, "'>'"),
         ({"scopes": ("everywhere",)}, "which is none"),
         ({"store": "paper"}, "one of sqlite, duckdb, bucket"),
+        ({"apply": _yielding}, r"apply\(\) of projection 'chain' has a yield in it"),
+        ({"prepare": _yielding_later}, "has a yield in it"),
     ],
 )
 def test_what_cannot_run_is_refused_before_anything_is_opened(attributes: dict[str, Any], said: str) -> None:
