@@ -7,7 +7,9 @@ returned is the view's, and every event up to it is in the view once.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
+import time
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +21,14 @@ from projections.view import Fold, Head, Step, TooMuch, View
 
 BATCH = 500
 """Events in one transaction at most."""
+_LONG = 0.5
+"""Seconds that a transaction should take at most: until its end nobody sees anything of it, and nothing can be paused,
+or stopped."""
+_FIRST = 50
+"""Events in the first transaction, before it is known how long one takes."""
+
+_RAISED = (Exception, SystemExit, asyncio.CancelledError)
+"""What stops a projection when ``apply`` raises it: also what would end the program, or the runner's task."""
 
 
 @dataclass
@@ -26,7 +36,7 @@ class _Failed(Exception):
     """``apply`` raised for the event with this index of its batch."""
 
     index: int
-    cause: Exception
+    cause: BaseException
 
 
 class Folder:
@@ -36,6 +46,7 @@ class Folder:
         self._projection = projection
         self._view = view
         self._erased = head.erased
+        self._most = _FIRST
         self.checkpoint = head.checkpoint
         """Up to where everything is in the view."""
 
@@ -47,17 +58,35 @@ class Folder:
             await self.take(Batch(target))
 
     async def take(self, batch: Batch) -> None:
-        """Fold one batch.
+        """Fold one batch, in as many transactions as it takes for none to be long.
 
         Raises :class:`ProjectionError` if it cannot; then everything before the event at fault is in the view, and the
         view says so. Raises :class:`~projections.view.Moved` if the view is not ours to advance.
         """
+        events = batch.events
+        while len(events) > self._most:
+            first, events = events[: self._most], events[self._most :]
+            await self._take(Batch(first[-1].revision, first, batch.skipped))
+        await self._take(Batch(batch.last, events, batch.skipped))
+
+    async def _take(self, batch: Batch) -> None:
+        """Fold it in one transaction, if it fits into one."""
+        began = time.monotonic()
         try:
             await self._advance(batch.events, batch.last, batch.skipped)
         except _Failed as failed:
             await self._fail(batch, failed)
         except TooMuch as too_much:
             await self._halve(batch, too_much)
+        else:
+            self._measure(len(batch.events), time.monotonic() - began)
+
+    def _measure(self, events: int, seconds: float) -> None:
+        """Let the next transaction be as large as fits into the time that one should take."""
+        if seconds > _LONG:
+            self._most = max(1, int(events * _LONG / seconds))
+        elif seconds < _LONG / 2:
+            self._most = min(BATCH, self._most * 2)
 
     async def _advance(self, events: Sequence[Event], last: int, skipped: Sequence[int]) -> None:
         done = sum(self.checkpoint < sequence <= last for sequence in skipped)
@@ -73,9 +102,12 @@ class Folder:
                 await first
                 for index in range(began + 1, len(events)):
                     result = apply(events[index], view)
-                    if result is not None:
+                    if inspect.isawaitable(result):
                         await result
-            except Exception as error:
+            except _RAISED as error:
+                task = asyncio.current_task()
+                if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                    raise  # it is we who are cancelled
                 raise _Failed(index, error) from error
 
         def fold(view: Any) -> Awaitable[None] | None:
@@ -83,9 +115,9 @@ class Folder:
             try:
                 for index, event in enumerate(events):
                     result = apply(event, view)
-                    if result is not None:
+                    if result is not None and inspect.isawaitable(result):
                         return goes_on(index, result, view)
-            except Exception as error:
+            except _RAISED as error:
                 raise _Failed(index, error) from error
             return None
 

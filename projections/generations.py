@@ -98,9 +98,13 @@ class Generations:
         """Raises InvalidInputError if the view is of other code than this."""
         ours = self._projection.version
         if head.version != ours:
+            remedy = (
+                "run the newer code, or go back to this one with `agentfield projections rebuild`"
+                if head.version > ours
+                else "`agentfield projections run` makes it anew with this code, and rebuild does where it is paused"
+            )
             raise InvalidInputError(
-                f"the view of {self._name} is of version {head.version}, and this code of version {ours}: run the newer"
-                " code, or let the older view go with `agentfield projections remove`"
+                f"the view of {self._name} is of version {head.version}, and this code of version {ours}: {remedy}"
             )
         if head.selection != self._selection:
             raise InvalidInputError(

@@ -7,6 +7,7 @@ view.
 
 from __future__ import annotations
 
+import inspect
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
@@ -116,6 +117,12 @@ def check(projection: object) -> Projection:
         raise InvalidInputError(f"projection {name!r} has version {version!r}: a whole number, 1 or more")
     if projection.store not in (*STORES, *_OWN_STORES):
         raise InvalidInputError(f"projection {name!r} asks for store {projection.store!r}: one of {', '.join(STORES)}")
+    for what in ("prepare", "apply", "erase"):
+        method = getattr(projection, what)
+        if inspect.isgeneratorfunction(method) or inspect.isasyncgenfunction(method):
+            raise InvalidInputError(
+                f"{what}() of projection {name!r} has a yield in it, so nothing of it would run: take it out"
+            )
     Selection.of(projection)
     return projection
 

@@ -12,6 +12,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import NoReturn
 
 from agentfield import Erasure, ProjectionError, UnavailableError
 from projections.comparing import Verdict, compare
@@ -20,7 +21,7 @@ from projections.folding import BATCH, Folder, forgetting
 from projections.generations import Generations
 from projections.projection import Projection, Selection, check
 from projections.source import Batch, Batches, Lease, Source, check_selection
-from projections.view import Busy, Head, Moved, Store, View
+from projections.view import Busy, Head, Moved, Store, View, looking
 
 logger = logging.getLogger("agentfield.projections")
 
@@ -132,6 +133,9 @@ class Runner:
 
         The view may be run meanwhile. Raises :class:`NotFoundError` if there is none, else as :meth:`catch_up`.
         """
+        return await looking(self._verify)
+
+    async def _verify(self) -> Verdict:
         live = await self._generations.existing()
         try:
             async with live.frozen() as ours:
@@ -149,11 +153,15 @@ class Runner:
 
     async def pause(self, paused: bool) -> None:
         """Let no instance advance the view, or let it go on. Raises :class:`NotFoundError` if there is none."""
-        live = await self._generations.existing()
-        try:
-            await live.pause(paused)
-        finally:
-            await live.aclose()
+
+        async def pause() -> None:
+            live = await self._generations.existing()
+            try:
+                await live.pause(paused)
+            finally:
+                await live.aclose()
+
+        await looking(pause)
 
     @property
     def keeps_values(self) -> bool:
@@ -172,21 +180,22 @@ class Runner:
     async def opened(self) -> AsyncIterator[View]:
         """The live view, fit for this projection: made if there is none, rebuilt if it is of an earlier version.
 
-        Free of what was erased, too, be it paused or not.
+        Free of what was erased, too, be it paused or not. One that is paused may be of an earlier version.
         """
         live = await self.store.live(self.name)
         if live is None:
             live = await self._generations.create()
         try:
             head = await live.head()
+            await self._check_log(head)
             if head.version < self.projection.version and not head.paused:
                 await live.aclose()
                 logger.info("projection %s: from version %d to %d", self.name, head.version, self.projection.version)
                 await self.rebuild()
                 live = await self._generations.existing()
                 head = await live.head()
-            await self._check_log(head)
-            self._generations.check_fit(head)
+            if head.version >= self.projection.version or not head.paused:
+                self._generations.check_fit(head)
             live = await self._without_erased(live, head)
             yield live
         finally:
@@ -216,15 +225,20 @@ class Runner:
         """The same; raises Moved at the end."""
         async with self.opened() as view:
             head = await view.head()
-            while head.paused:
-                await view.rest()
-                await asyncio.sleep(_LOOK)
-                self._look(view, lease)
-                head = await view.head()
+            if head.paused:
+                await self._stay_paused(view, lease)
             folder = Folder(self.projection, view, head)
             logger.info("projection %s runs from event %d on, into %s", self.name, head.checkpoint + 1, view.place)
             async with self._feed(head.checkpoint + 1) as feed:
                 await self._follow(folder, feed, view, lease)
+
+    async def _stay_paused(self, view: View, lease: Lease) -> NoReturn:
+        """Return never: raises Moved as soon as it may go on, since it may be of an earlier version then."""
+        while (await view.head()).paused:
+            await view.rest()
+            await asyncio.sleep(_LOOK)
+            self._look(view, lease)
+        raise Moved("it may go on")
 
     async def _follow(self, folder: Folder, feed: Batches, view: View, lease: Lease) -> None:
         coming: asyncio.Task[Batch] | None = None
@@ -270,10 +284,10 @@ class Runner:
     async def _taken_out(self, live: View, head: Head, erasures: list[Erasure]) -> bool:
         """Whether the view is free of erased values without being made anew."""
         last = erasures[-1].revision
-        if head.erased >= 0 and (not head.events or not self._erasures.concern(self.selection, erasures)):
+        if head.erased >= 0 and (not head.events or not self._erasures.concern(head.selection, erasures)):
             return await live.forget(last, None)
         forget = forgetting(self.projection, erasures)
-        if forget is None:
+        if forget is None or head.version != self.projection.version:  # it knows the tables of its own version
             return False
         await self.store.tidy(self.name)
         building = await self.store.building(self.name)

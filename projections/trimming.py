@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from agentfield import ConflictError, NotFoundError, ProjectionError
@@ -21,11 +22,15 @@ from projections.archive import Archive, Archiver, compared
 from projections.source import Source
 from projections.stores import Stores
 from projections.stores.archive import NAME, ArchiveView
+from projections.view import Head, View, looking
 
 _LEASE: Final = "archive-trimming"
 _CATCHES_UP: Final = 1.0
 """Seconds in which handlers and projections that are running have taken what was there when the log was frozen."""
 _LOOK: Final = 0.1
+PROJECTION: Final = "the projection "
+REBUILD: Final = "the unfinished rebuild of the projection "
+"""What a view is called that holds trimming back, before its name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,13 +188,20 @@ async def _needs(source: Source, stores: Stores) -> list[Need]:
     found = await trimming.needs(source.fabric.log)
     log = await source.log_id()
     for name in await stores.names():
-        for view in (await stores.live(name), await stores.building(name)) if name != NAME else ():
-            if view is None:
-                continue
-            try:
-                head = await view.head()
-            finally:
-                await view.aclose()
-            if head.log == log and await source.lag(head.selection, head.checkpoint):
-                found.append(Need(f"the projection {name}", head.checkpoint + 1))
+        if name == NAME:
+            continue
+        for what, find in ((PROJECTION, stores.live), (REBUILD, stores.building)):
+            head = await looking(partial(_head, find, name))
+            if head is not None and head.log == log and await source.lag(head.selection, head.checkpoint):
+                found.append(Need(f"{what}{name}", head.checkpoint + 1))
     return sorted(found, key=lambda need: need.sequence)
+
+
+async def _head(find: Callable[[str], Awaitable[View | None]], name: str) -> Head | None:
+    view = await find(name)
+    if view is None:
+        return None
+    try:
+        return await view.head()
+    finally:
+        await view.aclose()

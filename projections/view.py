@@ -8,6 +8,7 @@ events one wins; and only on the generation that is live, or is being built, at 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ from agentfield import ProjectionError
 from projections.projection import Selection
 
 T = TypeVar("T")
+
+_AGAIN = 0.05
+"""Seconds until a view is looked at again that was replaced meanwhile."""
 
 Fold = Callable[[Any], Awaitable[None] | None]
 """Does something to what ``apply`` is given as the view."""
@@ -136,6 +140,15 @@ class View(Protocol):
 
     async def aclose(self) -> None:
         """Close it. Idempotent."""
+
+
+async def looking(look: Callable[[], Awaitable[T]]) -> T:
+    """What is seen of a view. ``look`` is called again if the generation that it finds is replaced meanwhile."""
+    while True:
+        try:
+            return await look()
+        except Moved:
+            await asyncio.sleep(_AGAIN)
 
 
 class Store(Protocol):

@@ -129,8 +129,11 @@ def _load(target: str) -> list[Projection]:
         module = import_target(module_name)
     except InvalidInputError as error:
         raise InvalidInputError(f"{error}; projections that ship: {', '.join([*SHIPPED, state.NAME])}") from None
-    found = [projection for projection in _defined(vars(module), module.__name__) if wanted in ("", projection.name)]
+    found = _defined(vars(module), module.__name__, wanted)
     if not found:
+        others = sorted({projection.name for projection in _defined(vars(module), module.__name__)}) if wanted else ()
+        if others:
+            raise InvalidInputError(f"{module_name} defines no projection called {wanted!r}, but {', '.join(others)}")
         named = f" called {wanted!r}" if wanted else ""
         for kind in _unfinished(vars(module), module.__name__):
             if wanted in ("", getattr(kind, "name", "")):
@@ -142,11 +145,14 @@ def _load(target: str) -> list[Projection]:
     return found
 
 
-def _defined(names: dict[str, Any], module: str) -> list[Projection]:
-    """The projections a module makes, and those of its classes that need nothing to be made."""
-    made = [check(value) for value in names.values() if isinstance(value, Projection)]
-    kinds = {type(projection) for projection in made}
+def _defined(names: dict[str, Any], module: str, wanted: str = "") -> list[Projection]:
+    """The projections a module makes, and those of its classes that need nothing to be made; of this name, or any."""
+    there = [value for value in names.values() if isinstance(value, Projection)]
+    kinds = {type(projection) for projection in there}
+    made = [check(projection) for projection in there if wanted in ("", getattr(projection, "name", ""))]
     for kind in _own(names, module):
+        if wanted not in ("", getattr(kind, "name", "")):
+            continue
         if kind not in kinds and not kind.__abstractmethods__:
             try:
                 made.append(check(kind()))

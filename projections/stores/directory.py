@@ -74,7 +74,7 @@ class Directory:
 
     async def names(self) -> list[str]:
         """The views that there are."""
-        links = [path for path in self.root.iterdir() if path.is_symlink() and path.suffix[1:] in KINDS]
+        links = [path for path in self.root.iterdir() if path.suffix[1:] in KINDS and _leads_somewhere(path)]
         return sorted(path.stem for path in links)
 
     async def live(self, name: str) -> FileView | None:
@@ -179,15 +179,16 @@ class Directory:
         return good
 
     def _link(self, name: str) -> Path | None:
-        return next((link for kind in KINDS if (link := self.root / f"{name}.{kind}").is_symlink()), None)
+        return next((link for kind in KINDS if _leads_somewhere(link := self.root / f"{name}.{kind}")), None)
 
     def _point(self, link: Path, path: Path, *, first: bool = False) -> None:
-        """Let the link lead to a generation; if it is the first, somebody else's link stays."""
+        """Let the link lead to a generation; if it is the first, somebody else's stays, unless it leads nowhere."""
         target = path.relative_to(self.root)
         if first:
             with suppress(FileExistsError):
                 link.symlink_to(target)
-            return
+            if _leads_somewhere(link):
+                return
         draft = link.with_name(f".{link.name}-{secrets.token_hex(4)}")
         draft.symlink_to(target)
         draft.replace(link)
@@ -204,6 +205,14 @@ class Directory:
         except FileNotFoundError:
             return []
         return [path for path in found if (match := _GENERATION.fullmatch(path.name)) and match[2] in KINDS]
+
+
+def _leads_somewhere(link: Path) -> bool:
+    """Whether it is a link to a view. One whose file somebody has removed by hand counts for nothing.
+
+    A link always leads to a file that is there, also while another generation takes the place of this one.
+    """
+    return link.is_symlink() and link.exists()
 
 
 def _always() -> bool:

@@ -1,24 +1,32 @@
 """Views in DuckDB, for questions over many rows: one file each, which one process at a time has open for writing.
 
 DuckDB is an extra (``pip install 'agentfield[duckdb]'``). Since it shuts out every other process while a file is open,
-the file is closed whenever there is nothing to apply, and opening it is tried for a while.
+the file is closed whenever there is nothing to apply, and now and then where there is; opening it is tried for a while.
 """
 
 from __future__ import annotations
 
+import asyncio
+import re
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from importlib import import_module
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 from agentfield import InvalidInputError
-from projections.stores.sql import HEAD, FileView, refusal, remove_file
+from projections.stores.sql import HEAD, HEAD_REFUSED, FileView, refusal, remove_file
+from projections.view import Fold, Moved, Step
 
 _BUSY = 30.0
 """Seconds that opening waits for another process to close the file."""
 _PAUSE = 0.02
+_HELD = 1.0
+"""Seconds after which the file is closed for a moment however much there is to apply."""
+_FREE = 0.1
+"""Seconds of such a moment: whoever waits for the file tries several times in it."""
 _ROWS = 1000
 
 
@@ -32,38 +40,69 @@ def _duckdb() -> Any:
 
 
 class DuckTransaction:
-    """What ``apply`` works on: a DuckDB connection inside the runner's transaction."""
+    """What ``apply`` works on: a DuckDB connection inside the runner's transaction.
 
-    __slots__ = ("_connection", "fetchmany")
+    As there, the rows of the statement run last are fetched from it: ``fetchone``, ``fetchall``, ``df`` and their like.
+    """
+
+    __slots__ = ("_connection",)
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
-        self.fetchmany = connection.fetchmany
-        """The next rows of the statement run last."""
 
-    def execute(self, query: str, parameters: object = None) -> Any:
-        """Run one statement with its parameters; the result has ``fetchone`` and ``fetchall``."""
+    def execute(self, query: str, parameters: object = None) -> Self:
+        """Run one statement with its parameters."""
         _check(query)
-        return self._connection.execute(query, parameters)
+        self._connection.execute(query, parameters)
+        return self
 
-    def executemany(self, query: str, parameters: object) -> Any:
+    def executemany(self, query: str, parameters: object) -> Self:
         """Run one statement with each of many lists of parameters."""
         _check(query)
-        return self._connection.executemany(query, parameters)
+        self._connection.executemany(query, parameters)
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        """What fetches rows; nothing of what a connection can do besides, such as to commit."""
+        if name.startswith("fetch") or name in _RESULTS:
+            return getattr(self._connection, name)
+        raise AttributeError(f"a view has no {name!r}: it runs statements, and fetches their rows", name=name, obj=self)
+
+
+_RESULTS = frozenset(
+    {"df", "pl", "arrow", "tf", "torch", "to_arrow_table", "to_arrow_reader", "description", "rowcount"}
+)
 
 
 def _check(query: object) -> None:
-    statements: Iterable[object] = (query,)
-    if isinstance(query, str) and ";" in query:
-        statements = (each.query for each in _duckdb().extract_statements(query))
-    for statement in statements:
-        why = refusal(statement)
-        if why is not None:
-            raise _duckdb().TransactionException(why)
+    if not isinstance(query, str):
+        return
+    named = _HEAD.search(query) is not None
+    if not named and ";" not in query:
+        _refuse(refusal(query))
+        return
+    for statement in _duckdb().extract_statements(query):
+        _refuse(refusal(statement.query))
+        if named and statement.type != _duckdb().StatementType.SELECT and _HEAD.search(_TEXT.sub("", statement.query)):
+            _refuse(HEAD_REFUSED)
+
+
+def _refuse(why: str | None) -> None:
+    if why is not None:
+        raise _duckdb().TransactionException(why)
+
+
+_HEAD = re.compile(rf"\b{HEAD}\b", re.IGNORECASE)
+_TEXT = re.compile(r"'(?:[^']|'')*'|--[^\n]*")
 
 
 class DuckView(FileView):
     """A view in a DuckDB file."""
+
+    def __init__(self, path: Path, good: Callable[[], bool]) -> None:
+        super().__init__(path, good)
+        self._opened = 0.0
+        """When the file was opened, by the clock that never goes back."""
 
     @property
     def fault(self) -> type[Exception]:
@@ -73,15 +112,32 @@ class DuckView(FileView):
 
     def connect(self, *, fresh: bool) -> Any:
         """The file, as soon as no other process has it open."""
-        duckdb = _duckdb()
         deadline = time.monotonic() + _BUSY
         while True:
+            if not fresh and not self.path.exists():  # DuckDB would make it
+                raise Moved(f"{self.path} is gone")
             try:
-                return duckdb.connect(str(self.path))
-            except duckdb.IOException as error:
+                return self._connected(fresh=fresh)
+            except _duckdb().IOException as error:
                 if not self.is_busy(error) or time.monotonic() > deadline:
                     raise
                 time.sleep(_PAUSE)
+
+    def _connected(self, *, fresh: bool) -> Any:
+        connection = _duckdb().connect(str(self.path))
+        self._opened = time.monotonic()
+        if not fresh and not connection.execute("FROM duckdb_tables()").fetchall():
+            remove_file(self.path)  # it was removed after all, and what DuckDB made in its place is nobody's
+            connection.close()
+            raise Moved(f"{self.path} is gone")
+        return connection
+
+    async def advance(self, step: Step, fold: Fold) -> None:
+        """Apply and move, both or neither; now and then, let others at the file afterwards."""
+        await super().advance(step, fold)
+        if time.monotonic() > self._opened + _HELD:
+            await self.rest()
+            await asyncio.sleep(_FREE)
 
     def begin(self, connection: Any, *, write: bool) -> None:
         """Begin; having the file open is what shuts out the others."""
@@ -105,6 +161,11 @@ class DuckView(FileView):
     def is_busy(self, error: Exception) -> bool:
         """Whether another process has had the file open for too long."""
         return isinstance(error, _duckdb().IOException) and "lock" in str(error).lower()
+
+    def is_broken(self, error: Exception) -> bool:
+        """Whether it is no database, or one that somebody damaged, or without the runner's table."""
+        signs = ("not a valid DuckDB database file", "Corrupt database file", f"Table with name {HEAD} does not exist")
+        return any(sign in str(error) for sign in signs)
 
     def scrub(self, connection: Any) -> None:
         """Copy what is in the file into another one, which takes its place while nobody else can open it."""

@@ -40,6 +40,8 @@ _ADVANCE = (
 )
 _FORGET = f"UPDATE {HEAD} SET erased = ? RETURNING checkpoint"
 
+HEAD_REFUSED = f"the table {HEAD} is the runner's: keep what the view needs in tables of its own"
+"""Said of what would change how far the view has come."""
 _LEADING = r"(?:\s|;|--[^\n]*(?:\n|$)|/\*.*?\*/)*"
 _OURS = re.compile(rf"{_LEADING}(commit|end|rollback|abort|begin|start|attach|detach)\b", re.IGNORECASE | re.DOTALL)
 
@@ -82,6 +84,11 @@ class FileView(ABC):
     def begin(self, connection: Any, *, write: bool) -> None:
         """Begin a transaction; one that writes shuts out every other that does."""
 
+    def own(self, statement: str, values: Sequence[object] = ()) -> list[Any]:
+        """Run a statement that writes the head, which no statement of a projection may; returns its rows."""
+        rows: list[Any] = self._open().execute(statement, values).fetchall()
+        return rows
+
     @abstractmethod
     def end(self, connection: Any, *, keep: bool) -> None:
         """Commit the transaction, or roll it back; there may be none to be rolled back."""
@@ -93,6 +100,17 @@ class FileView(ABC):
     @abstractmethod
     def is_busy(self, error: Exception) -> bool:
         """Whether the database says that somebody else has the file to himself."""
+
+    @abstractmethod
+    def is_broken(self, error: Exception) -> bool:
+        """Whether the database says that the file is none of its own, or not as it was written."""
+
+    def remedy(self, error: Exception) -> str:
+        """What to do about an error, to be said behind it; nothing where that is plain."""
+        if self.is_broken(error):
+            name = self.path.parent.name
+            return f": take it away with `agentfield projections remove {name}`, and its projection makes it anew"
+        return ""
 
     @abstractmethod
     def scrub(self, connection: Any) -> None:
@@ -142,8 +160,8 @@ class FileView(ABC):
         if fold is not None:
             async with self._turn:
                 try:
-                    await self._run(self._begin_to_forget)
-                    await self._run(lambda: self._connection.execute(_FORGET, (-revision,)).fetchall())
+                    await self._run(self._begin_on_good)
+                    await self._run(self.own, _FORGET, (-revision,))
                     await self._fold(fold)
                     await self._run(self._commit)
                 except BaseException:
@@ -198,18 +216,19 @@ class FileView(ABC):
         return self._connection
 
     def _found(self, head: Head) -> None:
-        connection = self._open(fresh=True)
-        self.begin(connection, write=True)
-        connection.execute(_CREATE)
+        self.begin(self._open(fresh=True), write=True)
+        self.own(_CREATE)
         values = (
             *(head.name, head.version, head.generation, head.log, json.dumps(head.selection.fields())),
             *(head.checkpoint, head.events, head.skipped, int(head.paused), head.error, head.failed_at, _now()),
             head.erased,
         )
-        connection.execute(_INSERT, values)
+        self.own(_INSERT, values)
 
     def _head(self) -> Head:
         row = self._open().execute(f"SELECT {_COLUMNS} FROM {HEAD}").fetchone()
+        if row is None:
+            raise self._failure(f"there is nothing in {HEAD}")
         name, version, generation, log, selection, checkpoint, events, skipped, paused, error, failed_at, updated = row[
             :-1
         ]
@@ -219,17 +238,13 @@ class FileView(ABC):
         )
 
     def _move(self, step: Step) -> None:
-        connection = self._open()
-        self.begin(connection, write=True)
-        if not self._good():
-            raise Moved(f"{self.path} is no longer live")
+        self._begin_on_good()
         values = (step.checkpoint, step.events, step.skipped, _now(), step.expected, step.erased)
-        if not connection.execute(_ADVANCE, values).fetchall():
+        if not self.own(_ADVANCE, values):
             raise Moved(f"{self.path} is not at {step.expected}, or is paused, or something was erased")
 
-    def _begin_to_forget(self) -> None:
-        connection = self._open()
-        self.begin(connection, write=True)
+    def _begin_on_good(self) -> None:
+        self.begin(self._open(), write=True)
         if not self._good():
             raise Moved(f"{self.path} is no longer live")
 
@@ -249,9 +264,8 @@ class FileView(ABC):
 
     async def _write(self, statement: str, *values: object) -> None:
         def write() -> None:
-            connection = self._open()
-            self.begin(connection, write=True)
-            connection.execute(statement, values)
+            self.begin(self._open(), write=True)
+            self.own(statement, values)
             self._commit()
 
         async with self._turn:
@@ -273,9 +287,10 @@ class FileView(ABC):
         try:
             return await self._in(self._thread_now(), function, *arguments)
         except (self.fault, OSError) as error:
+            why = f"{error}{self.remedy(error)}"
             if self.is_busy(error):
-                raise Busy(f"the view {self.path}: {error}", projection=self.path.parent.name) from error
-            raise self._failure(str(error)) from error
+                raise Busy(f"the view {self.path}: {why}", projection=self.path.parent.name) from error
+            raise self._failure(why) from error
 
     def _thread_now(self) -> ThreadPoolExecutor:
         if self._thread is None:

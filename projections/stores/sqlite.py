@@ -5,13 +5,17 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from projections.stores.sql import HEAD, FileView, refusal
+from projections.stores.sql import HEAD, HEAD_REFUSED, FileView, refusal
 from projections.view import Busy
 
 _BUSY = 30.0
 """Seconds that a writer waits for another one: as long as a rebuild may hold a view to take its place."""
+
+
+_LOOKS = (sqlite3.SQLITE_READ, sqlite3.SQLITE_PRAGMA, sqlite3.SQLITE_ANALYZE)
+"""What may be done with the head by anybody."""
 
 
 class SqliteTransaction:
@@ -22,34 +26,66 @@ class SqliteTransaction:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
 
-    def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
+    def execute(self, sql: str, parameters: Any = (), /) -> SqliteCursor:
         """Run one statement with its parameters; returns a cursor."""
-        _check_begun(self._connection)
-        try:
-            return self._connection.execute(sql, parameters)
-        except sqlite3.DatabaseError as error:
-            self._explain(sql, error)
-            raise
+        return SqliteCursor(self._connection).execute(sql, parameters)
 
-    def executemany(self, sql: str, parameters: Iterable[Any], /) -> sqlite3.Cursor:
+    def executemany(self, sql: str, parameters: Iterable[Any], /) -> SqliteCursor:
         """Run one statement with each of many sets of parameters."""
-        _check_begun(self._connection)
+        return SqliteCursor(self._connection).executemany(sql, parameters)
+
+
+class SqliteCursor(sqlite3.Cursor):
+    """A cursor that runs no statement outside the runner's transaction, and gives nobody the connection."""
+
+    @property
+    def connection(self) -> sqlite3.Connection:
+        """Raises AttributeError: the connection is the runner's."""
+        raise AttributeError("a view has no connection: the runner begins and ends the transaction", obj=self)
+
+    def execute(self, sql: str, parameters: Any = (), /) -> Self:
+        """Run one statement with its parameters."""
+        connection = _connection_of(self)
+        _check_begun(connection)
         try:
-            return self._connection.executemany(sql, parameters)
+            return super().execute(sql, parameters)
         except sqlite3.DatabaseError as error:
-            self._explain(sql, error)
+            _explain(connection, sql, error)
             raise
 
-    def _explain(self, sql: object, error: sqlite3.DatabaseError) -> None:
-        """Raise what a statement that is the runner's own comes to; SQLite itself says no more than ``not authorized``.
+    def executemany(self, sql: str, parameters: Iterable[Any], /) -> Self:
+        """Run one statement with each of many sets of parameters."""
+        connection = _connection_of(self)
+        _check_begun(connection)
+        try:
+            return super().executemany(sql, parameters)
+        except sqlite3.DatabaseError as error:
+            _explain(connection, sql, error)
+            raise
 
-        One may also end the transaction by what it does about a conflict, which nobody sees in it beforehand.
-        """
-        why = refusal(sql)
-        if why is not None:
-            raise sqlite3.ProgrammingError(why) from error
-        if isinstance(error, sqlite3.IntegrityError) and not self._connection.in_transaction:
-            raise sqlite3.IntegrityError(f"{error}; {_ENDED}") from error
+    def executescript(self, sql_script: str, /) -> Self:
+        """Refused: it commits the runner's transaction first."""
+        raise sqlite3.ProgrammingError(
+            "executescript is not for projections: it ends the runner's transaction; execute one statement at a time"
+        )
+
+
+_connection_of = sqlite3.Cursor.connection.__get__
+"""The connection of a cursor, for us."""
+
+
+def _explain(connection: sqlite3.Connection, sql: object, error: sqlite3.DatabaseError) -> None:
+    """Raise what a statement that is the runner's own comes to; SQLite itself says no more than ``not authorized``.
+
+    One may also end the transaction by what it does about a conflict, which nobody sees in it beforehand.
+    """
+    why = refusal(sql)
+    if why is None and getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_AUTH:
+        why = HEAD_REFUSED
+    if why is not None:
+        raise sqlite3.ProgrammingError(why) from error
+    if isinstance(error, sqlite3.IntegrityError) and not connection.in_transaction:
+        raise sqlite3.IntegrityError(f"{error}; {_ENDED}") from error
 
 
 _ENDED = (
@@ -97,18 +133,27 @@ class SqliteView(FileView):
         connection.set_authorizer(self._authorize)
         return connection
 
-    def _authorize(self, action: int, argument: str | None, *_: str | None) -> int:
-        """Lets only us end a transaction, and nobody open another file, as SQLite itself does to vacuum this one.
+    def _authorize(self, action: int, argument: str | None, second: str | None, *_: str | None) -> int:
+        """Lets only us end a transaction and write the head, and nobody open another file, as SQLite does to vacuum.
 
         Asked when a statement is compiled, so it costs nothing for each event.
         """
         ends = action == sqlite3.SQLITE_TRANSACTION and argument != "BEGIN"
         elsewhere = action in (sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_DETACH)
-        return sqlite3.SQLITE_DENY if (ends or elsewhere) and not self._ours else sqlite3.SQLITE_OK
+        head = HEAD in (argument, second) and action not in _LOOKS
+        return sqlite3.SQLITE_DENY if (ends or elsewhere or head) and not self._ours else sqlite3.SQLITE_OK
 
     def begin(self, connection: sqlite3.Connection, *, write: bool) -> None:
         """Begin; one that writes gets the file's one write lock."""
         connection.execute("BEGIN IMMEDIATE" if write else "BEGIN")
+
+    def own(self, statement: str, values: Sequence[object] = ()) -> list[Any]:
+        """Run a statement that writes the head."""
+        self._ours = True
+        try:
+            return super().own(statement, values)
+        finally:
+            self._ours = False
 
     def end(self, connection: sqlite3.Connection, *, keep: bool) -> None:
         """Commit; or roll back, if a transaction is open. Raises sqlite3.Error if there is none to commit."""
@@ -124,6 +169,20 @@ class SqliteView(FileView):
     def is_busy(self, error: Exception) -> bool:
         """Whether another process has had the write lock for too long."""
         return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
+
+    def is_broken(self, error: Exception) -> bool:
+        """Whether it is no database, or one that somebody damaged, or without the runner's table."""
+        codes = (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
+        return getattr(error, "sqlite_errorcode", None) in codes or str(error) == f"no such table: {HEAD}"
+
+    def remedy(self, error: Exception) -> str:
+        """What to do about an error."""
+        code = getattr(error, "sqlite_errorcode", None)
+        if code == sqlite3.SQLITE_BUSY:
+            return f": somebody else writes to it, and has not ended for {_BUSY:.0f} s; a view is for reading alone"
+        if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
+            return ": its file and directory must be writable, also for looking at it here"
+        return super().remedy(error)
 
     def scrub(self, connection: sqlite3.Connection) -> None:
         """Write the file anew from what is in it, and cut off the log of old pages, as soon as nobody reads these."""

@@ -1,6 +1,7 @@
 """``agentfield projections``, ``timeline`` and ``metrics``: views of the log, from a terminal."""
 
 import json
+import shutil
 import signal
 import sqlite3
 from pathlib import Path
@@ -84,6 +85,60 @@ def test_a_projection_of_a_users_file_lives_through_every_command(
     assert (again.code, again.error.split(" in ")[0]) == (3, "there is no view of 'spending'")
 
 
+def test_a_view_that_cannot_be_read_is_shown_with_its_remedy_and_hides_no_other(
+    cli: Cli, remember: Remember, spending: Path, store: str
+) -> None:
+    orders(remember, 3)
+    cli("projections", "run", "--once", str(spending), "metrics", "--store", store)
+    (Path(store) / "spending" / "1.sqlite").write_bytes(b"nothing of SQLite" * 1000)
+    shown = cli("projections", "status", "--store", store)
+    assert shown.code == 0
+    assert [line.split()[:4] for line in shown.out.splitlines()[1:3]] == [
+        ["metrics", "1", "idle", "1"],
+        ["spending", "-", "unreadable", "-"],
+    ]
+    assert "take it away with `agentfield projections remove spending`, and its projection makes it anew" in shown.out
+    (row,) = cli("projections", "status", "spending", "--json", "--store", store).objects
+    assert (row["state"], row["checkpoint"], "not a database" in row["error"]) == ("unreadable", None, True)
+    assert cli("projections", "remove", "spending", "--store", store).code == 0
+    cli("projections", "run", "--once", str(spending), "--store", store)
+    assert totals(store) == [("ann", 3.0)]
+
+
+def test_a_view_whose_files_were_thrown_away_is_made_anew(
+    cli: Cli, remember: Remember, spending: Path, store: str
+) -> None:
+    orders(remember, 3)
+    cli("projections", "run", "--once", str(spending), "--store", store)
+    cli("projections", "rebuild", str(spending), "--store", store)
+    shutil.rmtree(Path(store) / "spending")
+    assert "there are no views" in cli("projections", "status", "--store", store).err
+    assert cli("projections", "verify", str(spending), "--store", store).code == 3
+    assert cli("projections", "run", "--once", str(spending), "--store", store).code == 0
+    assert totals(store) == [("ann", 3.0)]
+
+
+def test_trimming_says_which_view_holds_it_back_and_what_to_do(
+    cli: Cli, remember: Remember, spending: Path, store: str
+) -> None:
+    orders(remember, 3)
+    where = ("--store", store)
+    cli("projections", "run", "--once", str(spending), *where)
+    spending.write_text(SPENDING.format(more="version = 2").replace('["amount"]', '["nothing"]'))
+    assert cli("projections", "rebuild", str(spending), *where).code == 1
+    cli("projections", "run", "--once", "archive", *where)
+    said = cli("archive", "trim", "--dry-run", *where).err
+    assert "held back by the unfinished rebuild of the projection spending, from revision 1 on" in said
+    assert "`agentfield projections rebuild` with its code goes on with it" in said
+    spending.write_text(SPENDING.format(more=""))
+    cli("projections", "rebuild", str(spending), *where)
+    assert "nobody needs more of it" in cli("archive", "trim", "--dry-run", *where).err
+    orders(remember, 4)
+    cli("projections", "run", "--once", "archive", *where)
+    said = cli("archive", "show", *where).out
+    assert "held back by the projection spending, from revision 2 on: run it, or `agentfield projections remove" in said
+
+
 def test_views_live_beside_the_embedded_server_by_default(
     cli: Cli, remember: Remember, spending: Path, tmp_path: Path, namespace: str
 ) -> None:
@@ -163,7 +218,7 @@ def test_a_paused_view_is_left_alone(cli: Cli, remember: Remember, spending: Pat
         (("run", "idle.py:other"), "idle.py defines no projection called 'other'"),
         (("run", "timeline", "timeline"), "two projections are called 'timeline'"),
         (("rebuild", "nosuch.py:a"), "there is no file nosuch.py"),
-        (("run", "spending.py:other"), "defines no projection called 'other'"),
+        (("run", "spending.py:Spending"), "defines no projection called 'Spending', but spending"),
         (("rebuild", "wrong.py"), "not 1 to 32 of a-z"),
         (("status", "nosuch"), "there is no view of 'nosuch'"),
         (("pause", "nosuch"), "there is no view of 'nosuch'"),

@@ -3,8 +3,9 @@
 import asyncio
 import logging
 import sqlite3
-from collections.abc import Awaitable, Callable
-from contextlib import asynccontextmanager, closing
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,37 @@ async def test_a_projection_that_raises_stops_alone_and_says_where(
     assert chains_in(store.root / "raising.sqlite") == await folded(memory.history("item_*"))
 
 
+@pytest.mark.parametrize("cause", [SystemExit(3), asyncio.CancelledError("a task of its own"), StopIteration()])
+@pytest.mark.parametrize("later", [False, True])
+async def test_whatever_apply_raises_stops_it_and_not_the_program(
+    memory: Memory, source: Source, store: Directory, cause: BaseException, later: bool
+) -> None:
+    class Ending(Chain):
+        name = "ending"
+
+        def apply(self, event: Event, view: Any) -> Any:
+            if event.revision == 7:
+                return _raising(cause) if later else _raised(cause)
+            super().apply(event, view)
+            return "which is of no account"
+
+    await write(memory, 20)
+    async with running(Runner(source, Ending(), store)) as (task,):
+        assert await asyncio.wait([task], timeout=10) == ({task}, set())
+        with pytest.raises(ProjectionError, match=f"ending stopped at event 7, 'item_6': .*{type(cause).__name__}"):
+            await task
+    head = await head_of(store, "ending")
+    assert (head.checkpoint, head.failed_at) == (6, 7)
+
+
+async def _raising(cause: BaseException) -> None:
+    raise cause
+
+
+def _raised(cause: BaseException) -> None:
+    raise cause
+
+
 async def test_what_nobody_can_decode_is_passed_over_and_counted(
     memory: Memory, source: Source, store: Directory, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -206,6 +238,23 @@ async def test_a_paused_view_stays_where_it_is_until_it_is_resumed(
         await runner.pause(False)
         await eventually(lambda: checkpoint_in(path) == behind, within=10)
     assert chains_in(path) == await folded(memory.history("item_*"))
+
+
+async def test_what_a_slow_apply_has_done_is_seen_soon_and_it_can_be_stopped(
+    memory: Memory, source: Source, store: Directory
+) -> None:
+    class Slow(Chain):
+        def apply(self, event: Event, view: Any) -> None:
+            time.sleep(0.05)
+            super().apply(event, view)
+
+    await write(memory, 400)
+    path = store.root / "chain.sqlite"
+    async with running(Runner(source, Slow(), store)) as (task,):
+        await eventually(lambda: path.exists() and checkpoint_in(path) > 0, within=8)
+        task.cancel()
+        assert await asyncio.wait([task], timeout=4) == ({task}, set())
+    assert checkpoint_in(path) < 400
 
 
 async def test_a_rebuild_under_live_writes_ends_equal_to_the_live_view(
@@ -269,10 +318,29 @@ async def test_a_new_version_takes_the_place_of_the_old_view(memory: Memory, sou
     async with running(old) as (outdated,):
         await eventually(lambda: checkpoint_in(store.root / "chain.sqlite") == 40, within=15)
         await Runner(source, Doubled(), store).catch_up()
-        with pytest.raises(InvalidInputError, match="version 2"):
+        with pytest.raises(InvalidInputError, match=r"version 2, .* go back to this one with .* rebuild"):
             await outdated
     head = await head_of(store, "chain")
     assert (head.version, head.generation) == (2, 2)
+    assert {count for count, _ in chains_in(store.root / "chain.sqlite").values()} == {4}
+
+
+async def test_a_paused_view_gets_its_new_version_when_it_is_resumed(
+    memory: Memory, source: Source, store: Directory
+) -> None:
+    revision = await write(memory, 20)
+    old, new = Runner(source, Chain(), store), Runner(source, Doubled(), store)
+    await old.catch_up()
+    await old.pause(True)
+    with pytest.raises(InvalidInputError, match=r"version 1, and this code of version 2: .*run. makes it anew"):
+        await new.verify()
+    async with running(new) as (task,):
+        behind = await write(memory, 20, start=20)
+        assert await asyncio.wait([task], timeout=1.5) == (set(), {task})
+        head = await head_of(store, "chain")
+        assert (head.version, head.checkpoint) == (1, revision)
+        await new.pause(False)
+        await eventually(lambda: checkpoint_in(store.root / "chain.sqlite") == behind, within=10)
     assert {count for count, _ in chains_in(store.root / "chain.sqlite").values()} == {4}
 
 
@@ -344,18 +412,44 @@ async def test_a_view_of_another_log_is_not_added_to(
         ("/* no */ ROLLBACK", "ROLLBACK is not for .*raise an exception"),
         ("BEGIN IMMEDIATE", "BEGIN is not for projections"),
         ("ATTACH ':memory:' AS other", "ATTACH is not for projections: a view is its own file"),
+        ("UPDATE _projection SET checkpoint = 7", "the table _projection is the runner's: keep what the view needs in"),
+        ("DROP TABLE _Projection", "the table _projection is the runner's"),
+        ("CREATE TRIGGER t AFTER UPDATE ON _projection BEGIN DELETE FROM chains; END", "_projection is the runner's"),
     ],
 )
+@pytest.mark.parametrize("through", ["view", "cursor"])
 async def test_apply_is_told_why_a_statement_is_its_runners(
-    memory: Memory, source: Source, store: Directory, statement: str, said: str
+    memory: Memory, source: Source, store: Directory, statement: str, said: str, through: str
 ) -> None:
     class Committing(Chain):
         def apply(self, event: Event, view: Any) -> None:
-            view.execute(statement)
+            checkpoint = view.execute("SELECT checkpoint FROM _projection")  # to look at it is nobody's harm
+            (view if through == "view" else checkpoint).execute(statement)
 
     await write(memory, 20)
     with pytest.raises(ProjectionError, match=said):
         await Runner(source, Committing(), store).catch_up()
+    assert chains_in(store.root / "chain.sqlite") == {}
+
+
+async def test_a_cursor_is_no_way_around_the_runners_transaction(
+    memory: Memory, source: Source, store: Directory
+) -> None:
+    class Sly(Chain):
+        def apply(self, event: Event, view: Any) -> None:
+            super().apply(event, view)
+            cursor = view.execute("SELECT 1")
+            with pytest.raises(AttributeError, match="a view has no connection"):
+                cursor.connection.commit()
+            with pytest.raises(sqlite3.ProgrammingError, match="executescript is not for projections"):
+                cursor.executescript("SELECT 1")
+            with suppress(sqlite3.IntegrityError):
+                cursor.execute("INSERT OR ROLLBACK INTO chains SELECT * FROM chains")
+            cursor.execute("INSERT INTO chains VALUES ('apart', 1, 'x')")
+
+    await write(memory, 20)
+    with pytest.raises(ProjectionError, match="rolled back the runner's transaction"):
+        await Runner(source, Sly(), store).catch_up()
     assert chains_in(store.root / "chain.sqlite") == {}
 
 
@@ -439,6 +533,14 @@ async def test_a_view_that_another_process_keeps_to_itself_is_waited_for(
             await eventually(lambda: checkpoint_in(path) == last, within=15)
 
 
+def _yielding(self: Any, event: Event, view: Any) -> Iterator[None]:
+    yield
+
+
+async def _yielding_later(self: Any, view: Any) -> AsyncIterator[None]:
+    yield
+
+
 @pytest.mark.parametrize(
     ("attributes", "said"),
     [
@@ -450,6 +552,8 @@ async def test_a_view_that_another_process_keeps_to_itself_is_waited_for(
         ({"patterns": "a>"}, "'>'"),
         ({"scopes": ("everywhere",)}, "which is none"),
         ({"store": "paper"}, "one of sqlite, duckdb, bucket"),
+        ({"apply": _yielding}, r"apply\(\) of projection 'chain' has a yield in it"),
+        ({"prepare": _yielding_later}, "has a yield in it"),
     ],
 )
 def test_what_cannot_run_is_refused_before_anything_is_opened(attributes: dict[str, Any], said: str) -> None:

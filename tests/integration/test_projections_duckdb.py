@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from agentfield import Event, InvalidInputError, Memory, ProjectionError
 from agentfield.fabric.fabric import Fabric
 from projections import Projection, Runner, Source, open_store
 from projections.stores import Directory
+from projections.stores.duckdb import DuckView
+from projections.view import Moved
 from tests.support import eventually
 
 
@@ -98,6 +101,58 @@ async def _read_elsewhere(store: Directory) -> dict[str, tuple[int, int]] | None
     return dict(eval(out)) if process.returncode == 0 else None
 
 
+async def test_others_get_at_the_file_while_much_is_written(memory: Memory, source: Source, store: Directory) -> None:
+    class Unhurried(Totals):
+        def apply(self, event: Event, view: Any) -> None:
+            time.sleep(0.02)  # slower than the writes come, so that there is never nothing to apply
+            super().apply(event, view)
+
+    await write(memory, 1000)
+    runner = Runner(source, Unhurried(), store)
+    running = asyncio.create_task(runner.run())
+    try:
+        await eventually(lambda: (store.root / "totals.duckdb").exists(), within=10)
+
+        async def seen() -> bool:
+            return bool(await _read_elsewhere(store))
+
+        await eventually(seen, within=20)
+        assert sum(count for count, _ in (await _read_elsewhere(store) or {}).values()) < 1000
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_opening_a_file_that_is_gone_leaves_none(memory: Memory, source: Source, store: Directory) -> None:
+    """As where another generation takes its place while somebody waits for it."""
+    await write(memory, 10)
+    await Runner(source, Totals(), store).catch_up()
+    view = await store.live("totals")
+    assert isinstance(view, DuckView)
+    view.path.unlink()
+    with pytest.raises(Moved):
+        await asyncio.to_thread(view.connect, fresh=False)
+    duckdb.connect(str(view.path)).close()  # what DuckDB does by itself
+    with pytest.raises(Moved):
+        await view.head()
+    await view.aclose()
+    assert list(view.path.parent.iterdir()) == []
+
+
+async def test_a_result_can_be_fetched_and_nothing_else(memory: Memory, source: Source, store: Directory) -> None:
+    class Fetching(Totals):
+        def apply(self, event: Event, view: Any) -> None:
+            result = view.execute("SELECT ? AS one", [event.data])
+            assert (result.fetchone(), result.description[0][0]) == ((event.data,), "one")
+            with pytest.raises(duckdb.TransactionException, match="COMMIT is not for projections"):
+                result.execute("COMMIT")
+            result.commit()
+
+    await write(memory, 10)
+    with pytest.raises(ProjectionError, match="a view has no 'commit'"):
+        await Runner(source, Fetching(), store).catch_up()
+
+
 async def test_what_apply_raises_is_undone(memory: Memory, source: Source, store: Directory) -> None:
     class Raising(Totals):
         def apply(self, event: Event, view: Any) -> None:
@@ -120,6 +175,8 @@ async def test_what_apply_raises_is_undone(memory: Memory, source: Source, store
         (" Commit", "COMMIT is not for projections: the runner begins and ends the transaction.*take it out"),
         ("DELETE FROM totals; COMMIT", "COMMIT is not for projections"),
         ("ATTACH ':memory:' AS other", "ATTACH is not for projections: a view is its own file"),
+        ('UPDATE main."_Projection" SET paused = 1', "the table _projection is the runner's"),
+        ("SELECT 1; WITH a AS (SELECT 1) INSERT INTO _projection SELECT * FROM a", "the table _projection is the"),
     ],
 )
 async def test_apply_is_told_why_a_statement_is_its_runners(
@@ -127,6 +184,8 @@ async def test_apply_is_told_why_a_statement_is_its_runners(
 ) -> None:
     class Committing(Totals):
         def apply(self, event: Event, view: Any) -> None:
+            view.execute("SELECT checkpoint FROM _projection WHERE name <> '_projection'")
+            view.execute("UPDATE totals SET key = '_projection; it''s' WHERE false")
             view.execute(statement)
 
     await write(memory, 10)

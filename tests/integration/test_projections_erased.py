@@ -232,6 +232,24 @@ async def test_a_paused_view_drops_it_all_the_same_and_stays_paused(
     assert (await head_of(store)).paused
 
 
+@pytest.mark.parametrize("kind", [Kept, Forgetting])
+async def test_a_paused_view_of_an_earlier_version_drops_it_too(
+    user: Memory, source: Source, store: Stores, kind: type[Kept]
+) -> None:
+    newer: Projection = type("Newer", (kind,), {"version": 2})()
+    runner = Runner(source, Kept(), store)
+    await runner.catch_up()
+    await runner.pause(True)
+    stands = (await head_of(store)).checkpoint
+    assert await Runner(source, newer, store).catch_up() == stands
+    assert (await head_of(store)).version == 1
+    await erase(user)
+    await Runner(source, newer, store).catch_up()
+    assert files_with(store.root, NEEDLE) == []
+    head = await head_of(store)
+    assert (head.paused, head.version, await owed(source, head)) == (True, 2, 0)
+
+
 async def test_an_erasure_that_was_not_heard_is_dropped_when_the_connection_is_back(
     memory: Memory, user: Memory, source: Source, store: Stores
 ) -> None:

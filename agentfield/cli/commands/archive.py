@@ -17,7 +17,8 @@ from agentfield.cli.projecting import chosen_store, source_of, store_option
 from agentfield.cli.waiting import wait
 from projections.source import Source
 from projections.stores import Stores
-from projections.trimming import Outlook, outlook, trim
+from projections.stores.seals import KIND as SEALS
+from projections.trimming import PROJECTION, REBUILD, Outlook, outlook, trim
 
 
 @command("show")
@@ -119,8 +120,20 @@ def _holding(held_by: dict[str, Any] | None) -> str:
     if held_by is None:
         return "nobody needs more of it"
     name = held_by["name"]
-    who = f"a program that reads the log ({name})" if name.startswith("reader-") else name
-    return f"held back by {who}, from revision {held_by['revision']} on"
+    who, remedy = name, ""
+    if name.startswith("reader-"):
+        who = f"a program that reads the log ({name})"
+    elif name.startswith(REBUILD):
+        remedy = (
+            f": `agentfield projections rebuild` with its code goes on with it, or begins it anew with other code; "
+            f"`agentfield projections remove {name.removeprefix(REBUILD)}` lets it go, and the view with it"
+        )
+    elif name.startswith(PROJECTION):
+        view = name.removeprefix(PROJECTION)
+        remedy = (
+            ": seal what is not sealed yet" if view == SEALS else f": run it, or `agentfield projections remove {view}`"
+        )
+    return f"held back by {who}, from revision {held_by['revision']} on{remedy}"
 
 
 archive_command = group(

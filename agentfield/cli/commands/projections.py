@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,11 @@ from projections.source import Source
 from projections.stores import Stores
 from projections.stores.archive import KIND
 from projections.stores.seals import NEVER
-from projections.view import Head, View
+from projections.view import Head, View, looking
 
 _COLUMNS = ("projection", "version", "state", "checkpoint", "lag", "events", "age")
+UNREADABLE = "unreadable"
+"""The state of a view of which nothing can be said."""
 
 
 @command("list")
@@ -125,30 +128,42 @@ def status_command(invocation: Invocation, names: Sequence[str], store: Path | N
     if not rows:
         invocation.output.note(f"there are no views in {chosen.root}")
         return
-    cells = [tuple(str(row[column]) for column in _COLUMNS) for row in rows]
+    cells = [tuple("-" if row[column] is None else str(row[column]) for column in _COLUMNS) for row in rows]
     invocation.output.table(_COLUMNS, cells, right=("version", "checkpoint", "lag", "events", "age"))
     for row in rows:
         if row["owes"] and row["state"] != "rebuilding":
             invocation.output.line(f"{row['projection']} owes {_erasures(row['owes'])}: run it, or rebuild it")
-        if row["error"] is not None:
+        if row["state"] == UNREADABLE:
+            invocation.output.line(f"{row['projection']}: {visible(row['error'])}")
+        elif row["error"] is not None:
             at = "" if row["failed_at"] is None else f" at event {row['failed_at']}"
             invocation.output.line(f"{row['projection']} stopped{at}: {visible(row['error'])}")
 
 
 async def _status(source: Source, store: Stores, name: str) -> list[dict[str, Any]]:
-    rows = []
-    for view, known in ((await store.live(name), ""), (await store.building(name), "rebuilding")):
-        if view is None:
-            continue
-        try:
-            head = await view.head()
-        finally:
-            await view.aclose()
-        registered = view_name(name, store, view.kind)
-        taken = await source.lease(registered).taken()
-        row = await _row(source, view, head, known or _state(head, taken))
-        rows.append({**row, "registered": registered})
-    return rows
+    found = ((store.live, ""), (store.building, "rebuilding"))
+    rows = [await looking(partial(_generation, source, store, find, name, known)) for find, known in found]
+    return [row for row in rows if row is not None]
+
+
+async def _generation(
+    source: Source, store: Stores, find: Callable[[str], Awaitable[View | None]], name: str, known: str
+) -> dict[str, Any] | None:
+    """Where a generation of a view stands; if it cannot be read, why, since that concerns no other view."""
+    view = await find(name)
+    if view is None:
+        return None
+    registered = view_name(name, store, view.kind)
+    try:
+        head = await view.head()
+        state = known or _state(head, await source.lease(registered).taken())
+        row = await _row(source, view, head, state)
+    except ProjectionError as error:
+        unknown = dict.fromkeys(_COLUMNS)
+        row = {**unknown, "projection": name, "state": UNREADABLE, "error": str(error), "view": view.place, "owes": 0}
+    finally:
+        await view.aclose()
+    return {**row, "registered": registered}
 
 
 def _erasures(count: int) -> str:
@@ -272,16 +287,19 @@ def resume_command(invocation: Invocation, name: str, store: Path | None) -> Non
 def _pause(invocation: Invocation, name: str, store: Path | None, *, paused: bool) -> None:
     chosen = chosen_store(invocation, store)
 
+    async def pause(stores: Stores) -> int:
+        view = await stores.live(name)
+        if view is None:
+            raise NotFoundError(f"there is no view of {name!r} in {chosen.root}")
+        try:
+            await view.pause(paused)
+            return (await view.head()).checkpoint
+        finally:
+            await view.aclose()
+
     async def change() -> int:
         async with source_of(invocation) as source:
-            view = await Stores(source, chosen).live(name)
-            if view is None:
-                raise NotFoundError(f"there is no view of {name!r} in {chosen.root}")
-            try:
-                await view.pause(paused)
-                return (await view.head()).checkpoint
-            finally:
-                await view.aclose()
+            return await looking(partial(pause, Stores(source, chosen)))
 
     what = "is paused after event" if paused else "goes on after event"
     say_where(invocation, name, "checkpoint", wait(change()), what)
