@@ -278,8 +278,19 @@ class Republishing:
         return record.headers.get(EVENT_ID) in self._present
 
     async def _learn_present(self) -> None:
-        """Which events the target holds: the server itself would recognise them for two minutes only."""
+        """Which events the target holds: the server itself would recognise them for two minutes only.
+
+        Raises :class:`InvalidInputError` if it holds some where nobody can look.
+        """
         log, subjects = self._target.log, self._target.subjects
+        first = await log.begins()
+        if first > 1:
+            raise InvalidInputError(
+                f"namespace {shown(self._target.topology.namespace)} holds events already, and which ones, nobody can "
+                f"say: its log was trimmed and begins at revision {first}, so that events would come twice. Name the "
+                "archive of what was before with AGENTFIELD_ARCHIVE, or replay into a namespace that is empty; nothing "
+                "was written"
+            )
         excerpt = self._excerpt
         async for record in log.read(subjects.filters(excerpt.patterns, excerpt.scopes)):
             if (id := record.headers.get(EVENT_ID)) is not None:

@@ -32,6 +32,7 @@ from agentfield.scope import GLOBAL, RESOLUTION
 from tests.support import NatsServer, eventually
 from tests.support.events import write_many
 from tests.support.objects import LARGE
+from tests.support.trimming import trim
 
 EVERYWHERE: tuple[AnyScope, ...] = tuple((kind, None) for kind in RESOLUTION)
 SECRET = "ada@example.org"
@@ -293,6 +294,18 @@ async def test_an_interrupted_append_still_knows_what_was_there(
     rest = await replayed(memory, copy)
     assert (rest.stood.events, rest.left_out) == (4, 2)
     assert [event.data for event in await events(copy)] == [0, 1, 2, 3, 0, 1, 2, 3]
+
+
+async def test_an_append_is_refused_where_nobody_can_say_what_the_target_holds(memory: Memory, copy: Memory) -> None:
+    await memory.set("a", 1)
+    await memory.set("b", 1)
+    await replayed(memory, copy, "a")
+    for number in range(3):
+        await copy.set("mine", number)
+    await trim(await copy._fabric(), await end_of(copy))
+    with pytest.raises(InvalidInputError, match="its log was trimmed and begins at revision 5"):
+        await replayed(memory, copy, append=True)
+    assert await end_of(copy) == 5
 
 
 @pytest.mark.parametrize("other", ["b", "*"], ids=["other events", "the same events"])
