@@ -161,7 +161,7 @@ class Stretches:
     def _taken(self) -> Batch:
         taken: list[Any] = self._pending
         self._pending, self._bytes = [], 0
-        return Batch(taken[-1].sequence, taken)
+        return Batch(taken[-1].sequence, taken, whole=True)
 
 
 # -- comparing --------------------------------------------------------------------------------------------------------

@@ -58,13 +58,13 @@ class Folder:
             await self.take(Batch(target))
 
     async def take(self, batch: Batch) -> None:
-        """Fold one batch, in as many transactions as it takes for none to be long.
+        """Fold one batch, in as many transactions as it takes for none to be long, unless it is to stay whole.
 
         Raises :class:`ProjectionError` if it cannot; then everything before the event at fault is in the view, and the
         view says so. Raises :class:`~projections.view.Moved` if the view is not ours to advance.
         """
         events = batch.events
-        while len(events) > self._most:
+        while len(events) > self._most and not batch.whole:
             first, events = events[: self._most], events[self._most :]
             await self._take(Batch(first[-1].revision, first, batch.skipped))
         await self._take(Batch(batch.last, events, batch.skipped))

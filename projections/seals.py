@@ -155,4 +155,4 @@ class Stretches:
         self._pending = self._pending[count:]
         places = (at for at, (one, other) in enumerate(pairwise(self._pending), 1) if other[0] != one[0] + 1)
         self._gap = next(places, 0)
-        return Batch(stretch[-1].revision, stretch)
+        return Batch(stretch[-1].revision, stretch, whole=True)

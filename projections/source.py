@@ -52,6 +52,8 @@ class Batch:
     """Everything up to this sequence is in it, or was before it."""
     events: list[Event] = field(default_factory=list)
     skipped: list[int] = field(default_factory=list)
+    whole: bool = False
+    """Whether it goes into the view in one transaction, however long that takes: its walk has a measure of its own."""
 
 
 class Batches(Protocol):
