@@ -13,7 +13,7 @@ from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.log import Log
 from agentfield.fabric.reading import backwards
 from agentfield.fabric.reading.few import FEW
-from agentfield.memory.previous import MAX_BYTES, PreviousTable
+from agentfield.memory import history
 from tests.support import NatsServer
 from tests.support.events import subject, write_many
 from tests.support.trimming import trim
@@ -140,7 +140,7 @@ async def test_from_the_beginning_no_event_costs_a_look_up_of_its_own(
 ) -> None:
     """Also where there are more keys than are remembered while it is read."""
     whole = await events(busy)
-    monkeypatch.setattr(PreviousTable.__init__, "__kwdefaults__", {"max_keys": 600, "max_bytes": MAX_BYTES})
+    monkeypatch.setattr(history, "_KEYS", 600)
 
     async def before(log: Log, record: Record) -> Record | None:
         raise AssertionError("looked up by itself")
