@@ -18,6 +18,7 @@ from agentfield.errors import ResyncRequired
 from agentfield.execution import new_id
 from agentfield.fabric.appending import Ack, Appending
 from agentfield.fabric.asking import Asking
+from agentfield.fabric.backlog import MOST_FILTERS, backlog
 from agentfield.fabric.earlier import Earlier
 from agentfield.fabric.jetstream import PATIENCE
 from agentfield.fabric.reader import Reader
@@ -34,6 +35,8 @@ CHUNK = 1000
 """Literal subjects that one multi-get is asked for."""
 _FEW = 8
 """Up to this many subjects are cheaper as single leader gets in flight together than as a proven multi-get."""
+_APART = 100
+"""Events of the log from which on it is cheaper to read what several filters let through by a reader for each."""
 _EARLIEST, _LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
 """The server counts nanoseconds in 64 bits: times far beyond what a log can hold would wrap around."""
 
@@ -177,12 +180,9 @@ class Log(Stream):
                         yield record
                 start = until + 1
                 continue
-            kept = self.earlier is not None
             try:
-                async with Reader(
-                    self.connection, self.stream, filters, start=start, gapless=kept, exact=exact, patience=self.timeout
-                ) as reader:
-                    async for record in reader.until(target):
+                async with aclosing(self._read(filters, start, target, exact=exact)) as records:
+                    async for record in records:
                         yield record
                         start = record.sequence + 1
                 return
@@ -190,6 +190,23 @@ class Log(Stream):
                 await self.state()
                 if start >= self.held.complete:
                     raise
+
+    async def _read(
+        self, filters: Sequence[str], start: int, stop: int, *, exact: bool
+    ) -> AsyncGenerator[Record, None]:
+        """The same, of what the log holds. Raises ResyncRequired if it loses some that is kept elsewhere meanwhile."""
+        kept = self.earlier is not None
+        if 1 < len(filters) <= MOST_FILTERS and stop - start >= _APART:
+            async with aclosing(backlog(self, filters, start, stop, gapless=kept, exact=exact)) as blocks:
+                async for block in blocks:
+                    for record in block:
+                        yield record
+            return
+        async with Reader(
+            self.connection, self.stream, filters, start=start, gapless=kept, exact=exact, patience=self.timeout
+        ) as reader:
+            async for record in reader.until(stop):
+                yield record
 
     async def as_of(self, subjects: Sequence[str], sequence: int) -> list[Record] | None:
         """The last event at or before ``sequence`` of every subject (or filter), or None if there are over 1,024.

@@ -32,6 +32,8 @@ logger = logging.getLogger("agentfield.history")
 
 _BLOCK = 500
 """Events whose previous ones are looked up together."""
+_KEYS = 100_000
+"""Keys that are remembered on the way, within the bytes that a table holds: what is not costs the server a search."""
 
 
 class Slice(NamedTuple):
@@ -98,17 +100,13 @@ async def _forward(
     fabric: Fabric, patterns: Sequence[Pattern], scopes: Sequence[AnyScope], part: Slice, few: int
 ) -> AsyncIterator[tuple[Record, Record | None]]:
     filters = await _filters(fabric, patterns, scopes, part.stop)
-    table = PreviousTable(fabric.log, filters)
-    if part.start <= 1:
-        table.complete = True
-        async with aclosing(read_each(fabric.log, filters, start=part.start, stop=part.stop)) as records:
-            async for record in records:
-                yield record, await _next(table, record)
-        return
+    table = PreviousTable(fabric.log, filters, max_keys=_KEYS)
+    table.complete = part.start <= 1  # for as long as it can hold all the keys
     records = read_each(fabric.log, filters, start=part.start, stop=part.stop)
     async for block in in_blocks(records, min(few, _BLOCK)):
-        await table.learn([record.subject for record in block], block[0].sequence - 1)
-        for record in block:
+        for place, record in enumerate(block):
+            if not table.has(record):
+                await table.learn([each.subject for each in block[place:]], record.sequence - 1)
             yield record, await _next(table, record)
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from agentfield import AccessDeniedError, ResyncRequired
 from agentfield.codec import Record
+from agentfield.fabric.backlog import FAR, backlog
 from agentfield.fabric.consumers import feeding
 from agentfield.fabric.consumers.consumer import PIN_TIMEOUT, PinnedConsumer
 from agentfield.fabric.consumers.consuming import Start
@@ -19,7 +20,6 @@ from agentfield.fabric.consumers.live import LiveConsumer
 from agentfield.fabric.consumers.progress import WINDOW
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.jetstream import api
-from agentfield.fabric.reading.backlog import FAR, backlog
 from tests.support import NatsServer, eventually
 from tests.support.consuming import Instance, delete, floor, info, instance, spec
 from tests.support.events import shorten, subject, write, write_many

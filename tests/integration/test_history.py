@@ -8,10 +8,12 @@ import pytest
 
 from agentfield import Agent, Event, HistoryTruncatedError, Memory, connect
 from agentfield.codec import Record
+from agentfield.fabric.ephemeral import Ephemeral
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.log import Log
 from agentfield.fabric.reading import backwards
 from agentfield.fabric.reading.few import FEW
+from agentfield.memory import history
 from tests.support import NatsServer
 from tests.support.events import subject, write_many
 from tests.support.trimming import trim
@@ -131,6 +133,36 @@ async def test_the_last_event_is_not_found_by_reading_them_all(busy: Memory, mon
     (last,) = await events(busy, reverse=True, limit=1)
     assert last.revision == 3000
     assert len(read) < 200
+
+
+async def test_from_the_beginning_no_event_costs_a_look_up_of_its_own(
+    busy: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where there are more keys than are remembered while it is read."""
+    whole = await events(busy)
+    monkeypatch.setattr(history, "_KEYS", 600)
+
+    async def before(log: Log, record: Record) -> Record | None:
+        raise AssertionError("looked up by itself")
+
+    monkeypatch.setattr(Log, "before", before)
+    assert await events(busy) == whole
+
+
+async def test_many_events_of_several_scopes_are_not_read_by_all_filters_at_once(
+    busy: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server would look at every key of a block for each event: 4 ms an event where there are 30,000 keys."""
+    filters: list[int] = []
+    create = Ephemeral.create
+
+    async def noted(consumer: Ephemeral, start: int | None) -> dict[str, Any]:
+        filters.append(len(consumer._slice.filters))
+        return await create(consumer, start)
+
+    monkeypatch.setattr(Ephemeral, "create", noted)
+    assert len(await events(busy)) == 3000
+    assert set(filters) == {1}
 
 
 async def test_by_writer_are_those_of_an_agent_or_of_an_execution(server: NatsServer, namespace: str) -> None:

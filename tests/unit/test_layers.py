@@ -40,7 +40,7 @@ WITHIN = {
     "agentfield.fabric.calling": words("faults wire"),
     "agentfield.fabric.reading": words("asking log reader"),
     "agentfield.fabric.personal": words("appending faults jetstream journals leader log topology wire"),
-    "agentfield.fabric.consumers": words("faults jetstream log reader reading records trimmed wire"),
+    "agentfield.fabric.consumers": words("backlog faults jetstream log reader reading records trimmed wire"),
 }
 
 # Rules that are the same on every machine and at every time: they do no I/O and know no clock.

@@ -13,11 +13,11 @@ from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any
 
 from agentfield.codec import Record
+from agentfield.fabric.backlog import FAR, MOST_FILTERS, backlog
 from agentfield.fabric.consumers.consuming import ConsumerSpec
 from agentfield.fabric.consumers.durable import Durable
 from agentfield.fabric.consumers.progress import Progress
 from agentfield.fabric.log import Log
-from agentfield.fabric.reading.backlog import FAR, MOST_FILTERS, backlog
 from agentfield.fabric.reading.present import present_values
 
 _SAVE_EVERY = 0.5

@@ -14,13 +14,13 @@ from collections import deque
 from contextlib import aclosing
 
 from agentfield.errors import AccessDeniedError, AgentFieldError, ClosedError, ResyncRequired
+from agentfield.fabric.backlog import FAR, MOST_FILTERS, backlog
 from agentfield.fabric.consumers.beginning import beginning
 from agentfield.fabric.consumers.consuming import Activated, ConsumerSpec, Item, Shortened
 from agentfield.fabric.consumers.progress import Progress
 from agentfield.fabric.jetstream import backoff
 from agentfield.fabric.log import Log
 from agentfield.fabric.reader import Reader
-from agentfield.fabric.reading.backlog import FAR, MOST_FILTERS, backlog
 from agentfield.fabric.reading.present import present_values
 
 logger = logging.getLogger("agentfield.consumer")

@@ -26,6 +26,8 @@ _PROBE = 1024
 _WINDOW = 65_536
 """Events of the log that are looked through at most: surely more than a block of it holds (8 MB)."""
 _LOOKS = 3
+_AT_ONCE = 100
+"""Subjects in one request where each takes the server a search of milliseconds, of tens of them when it is busy."""
 _PER_SUBJECT = 2
 """Events worth reading for each subject looked for: to read one takes as long as the server's search for some."""
 
@@ -126,8 +128,9 @@ async def _before(log: Log, wanted: dict[str, None], sequence: int, filters: Seq
     if not sequence:
         return
     names = list(wanted)
-    for start in range(0, len(names), CHUNK):
-        some = names[start : start + CHUNK]
+    length = CHUNK if cheap else _AT_ONCE
+    for start in range(0, len(names), length):
+        some = names[start : start + length]
         left = some if cheap else await _begun(log, some, sequence)
         for record in await log.as_of(left, sequence) or () if left else ():
             yield record
