@@ -533,6 +533,21 @@ async def test_a_view_that_another_process_keeps_to_itself_is_waited_for(
             await eventually(lambda: checkpoint_in(path) == last, within=15)
 
 
+async def test_who_waits_for_another_process_to_end_can_be_stopped(
+    memory: Memory, source: Source, store: Directory
+) -> None:
+    path = store.root / "chain.sqlite"
+    await Runner(source, Chain(), store).catch_up()
+    await write(memory, 20)
+    with closing(sqlite3.connect(path, isolation_level=None)) as holder:
+        holder.execute("BEGIN IMMEDIATE")
+        waiting = asyncio.create_task(Runner(source, Chain(), store).catch_up())
+        await asyncio.wait({waiting}, timeout=1)
+        waiting.cancel()
+        assert await asyncio.wait({waiting}, timeout=5) == ({waiting}, set())
+    assert checkpoint_in(path) == 0
+
+
 def _yielding(self: Any, event: Event, view: Any) -> Iterator[None]:
     yield
 
