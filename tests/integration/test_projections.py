@@ -477,6 +477,17 @@ async def test_a_conflict_that_ends_the_transaction_stops_the_projection(
     assert checkpoint_in(store.root / "chain.sqlite") == (0 if passes_over else last - 1)
 
 
+async def test_one_that_stands_by_says_so(
+    memory: Memory, source: Source, store: Directory, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "agentfield.projections")
+    async with running(Runner(source, Chain(), store)):
+        await eventually(lambda: (store.root / "chain.sqlite").exists(), within=10)
+        assert "stands by" not in caplog.text
+        async with running(Runner(source, Chain(), store)):
+            await eventually(lambda: "chain stands by: another instance runs it" in caplog.text, within=10)
+
+
 async def test_several_that_catch_up_at_once_apply_every_event_once(
     memory: Memory, source: Source, store: Directory
 ) -> None:
