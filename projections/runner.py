@@ -27,6 +27,8 @@ logger = logging.getLogger("agentfield.projections")
 
 _LOOK = 0.5
 """Seconds between looks at whether the view was paused or replaced while nothing comes."""
+_SOON = 2.0
+"""Seconds in which a runner has become the active one, if there is no other."""
 _AGAIN = 1.0
 """Seconds until an outage is tried again; the connection itself comes back as soon as it can."""
 _CHASE = 5
@@ -60,13 +62,24 @@ class Runner:
         """
         async with self.lease() as lease:
             while True:
-                await lease.wait()
+                await self._stand_by(lease)
                 try:
                     async with self._erasures.listening():
                         while lease.held and not self._erasures.deaf:
                             await self._work(lease)
                 except UnavailableError as error:
                     await self._wait(error)
+
+    async def _stand_by(self, lease: Lease) -> None:
+        """Return once the lease is ours. Whoever has to wait for it is told, since nothing else can be seen of it."""
+        try:
+            async with asyncio.timeout(_SOON):
+                await lease.wait()
+        except TimeoutError:
+            logger.info(
+                "projection %s stands by: another instance runs it on this store, or on a copy of it", self.name
+            )
+            await lease.wait()
 
     async def catch_up(self) -> int:
         """Bring the view to where the log is now, and return that sequence. Raises as :meth:`run`, outages included.

@@ -119,7 +119,7 @@ class DuckView(FileView):
             try:
                 return self._connected(fresh=fresh)
             except _duckdb().IOException as error:
-                if not self.is_busy(error) or time.monotonic() > deadline:
+                if not self.is_busy(error) or self.given_up or time.monotonic() > deadline:
                     raise
                 time.sleep(_PAUSE)
 

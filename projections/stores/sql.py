@@ -56,6 +56,8 @@ class FileView(ABC):
         self._connection: Any = None
         self._thread: ThreadPoolExecutor | None = ThreadPoolExecutor(1, thread_name_prefix=f"view {path.name}")
         self._turn = asyncio.Lock()
+        self.given_up = False
+        """Whether nobody wants any more what is being waited for on the thread: another process's end, say."""
 
     @property
     def kind(self) -> str:
@@ -306,7 +308,9 @@ class FileView(ABC):
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
+            self.given_up = True
             await asyncio.wait([future])
+            self.given_up = False
             if not future.cancelled():
                 future.exception()  # looked at, so that nobody complains about it
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -13,6 +14,8 @@ from projections.view import Busy
 _BUSY = 30.0
 """Seconds that a writer waits for another one: as long as a rebuild may hold a view to take its place."""
 
+_TRY = 100
+"""Milliseconds after which it is looked whether the waiting has been given up."""
 
 _LOOKS = (sqlite3.SQLITE_READ, sqlite3.SQLITE_PRAGMA, sqlite3.SQLITE_ANALYZE)
 """What may be done with the head by anybody."""
@@ -144,8 +147,26 @@ class SqliteView(FileView):
         return sqlite3.SQLITE_DENY if (ends or elsewhere or head) and not self._ours else sqlite3.SQLITE_OK
 
     def begin(self, connection: sqlite3.Connection, *, write: bool) -> None:
-        """Begin; one that writes gets the file's one write lock."""
-        connection.execute("BEGIN IMMEDIATE" if write else "BEGIN")
+        """Begin; one that writes gets the file's one write lock, when no other process has it any more."""
+        if not write:
+            connection.execute("BEGIN")
+            return
+        deadline = time.monotonic() + _BUSY
+        connection.execute(f"PRAGMA busy_timeout = {_TRY}")
+        try:
+            while not self._locked(connection, give_up=time.monotonic() > deadline):
+                pass
+        finally:
+            connection.execute(f"PRAGMA busy_timeout = {int(_BUSY * 1000)}")
+
+    def _locked(self, connection: sqlite3.Connection, *, give_up: bool) -> bool:
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as error:
+            if give_up or self.given_up or not self.is_busy(error):
+                raise
+            return False
+        return True
 
     def own(self, statement: str, values: Sequence[object] = ()) -> list[Any]:
         """Run a statement that writes the head."""

@@ -477,6 +477,17 @@ async def test_a_conflict_that_ends_the_transaction_stops_the_projection(
     assert checkpoint_in(store.root / "chain.sqlite") == (0 if passes_over else last - 1)
 
 
+async def test_one_that_stands_by_says_so(
+    memory: Memory, source: Source, store: Directory, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "agentfield.projections")
+    async with running(Runner(source, Chain(), store)):
+        await eventually(lambda: (store.root / "chain.sqlite").exists(), within=10)
+        assert "stands by" not in caplog.text
+        async with running(Runner(source, Chain(), store)):
+            await eventually(lambda: "chain stands by: another instance runs it" in caplog.text, within=10)
+
+
 async def test_several_that_catch_up_at_once_apply_every_event_once(
     memory: Memory, source: Source, store: Directory
 ) -> None:
@@ -531,6 +542,21 @@ async def test_a_view_that_another_process_keeps_to_itself_is_waited_for(
             assert not task.done()
             holder.execute("ROLLBACK")
             await eventually(lambda: checkpoint_in(path) == last, within=15)
+
+
+async def test_who_waits_for_another_process_to_end_can_be_stopped(
+    memory: Memory, source: Source, store: Directory
+) -> None:
+    path = store.root / "chain.sqlite"
+    await Runner(source, Chain(), store).catch_up()
+    await write(memory, 20)
+    with closing(sqlite3.connect(path, isolation_level=None)) as holder:
+        holder.execute("BEGIN IMMEDIATE")
+        waiting = asyncio.create_task(Runner(source, Chain(), store).catch_up())
+        await asyncio.wait({waiting}, timeout=1)
+        waiting.cancel()
+        assert await asyncio.wait({waiting}, timeout=5) == ({waiting}, set())
+    assert checkpoint_in(path) == 0
 
 
 def _yielding(self: Any, event: Event, view: Any) -> Iterator[None]:
