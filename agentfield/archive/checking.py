@@ -1,7 +1,8 @@
 """Checking an archive: whether what stands beside every message is what the message says.
 
-Owns: the comparison of columns and days with the messages themselves: who queries an archive goes by the columns, and
-no seal covers them. Must not know: what was sealed, or what the log says. What occurs often is looked at once.
+Owns: the comparison of columns, days and what footers say of columns with the messages themselves: who queries an
+archive goes by these, and no seal covers them. Must not know: what was sealed, or what the log says. What occurs often
+is looked at once.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from agentfield.archive.columns import (
     line_of,
     pyarrow,
     records_of,
-    schema,
 )
 from agentfield.archive.directory import Segment, damaged
+from agentfield.archive.footers import misdescribed
 from agentfield.archive.reading import batches
 from agentfield.errors import DecodeError
 from agentfield.subject import Subjects
@@ -41,11 +42,16 @@ def checked(segments: Sequence[Segment], start: int = 1) -> Iterator[tuple[Any, 
     """The rows of an archive's files from a revision on, a group at a time, all columns of them.
 
     A group ends before the first row beside which something else stands than its message says, or which is not of its
-    file's day; the error that names it comes with what is left. Raises DecodeError for what cannot be read.
+    file's day; the error that names it comes with what is left, and with a group of which the footer says what is not
+    so. Raises DecodeError for what cannot be read.
     """
     check = _Check(Subjects(segments[0].log.namespace))
-    for segment, table in batches(segments, schema().names, start):
+    for segment, table, footer in batches(segments, start):
         row, fault = check.fault_of(segment, table)
+        if fault is None and (name := misdescribed(table, footer)) is not None:
+            revision = _revision(table.column("revision"), 0)
+            what = f"of the rows from revision {revision} on, what its footer says of the column {name} is not so"
+            row, fault = table.num_rows, damaged(segment.path, what, revision)
         yield table if fault is None else table.slice(0, row), fault
 
 

@@ -28,6 +28,7 @@ import orjson
 from filelock import FileLock, Timeout
 
 from agentfield.archive.columns import Rows, day_text, pyarrow, schema
+from agentfield.archive.footers import check_types
 from agentfield.errors import DecodeError, InvalidInputError
 
 _VERSION: Final = 1
@@ -313,8 +314,12 @@ def _check(segment: Segment) -> None:
     metadata = segment.metadata
     if not metadata.schema.to_arrow_schema().equals(schema()):
         raise ValueError("its columns are not those of an archive")
+    groups = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+    if sum(groups) != segment.rows or min(groups, default=0) < 1:
+        raise ValueError("the number of its rows is not that of its parts")
     whole = segment.rows == segment.last - segment.first + 1
     before = segment.first - 1
+    check_types(metadata)
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
         found = group.column(0).statistics

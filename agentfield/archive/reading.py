@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from agentfield.archive.columns import STORED, pyarrow, records_of
+from agentfield.archive.columns import STORED, pyarrow, records_of, schema
 from agentfield.archive.directory import Directory, Segment, damaged
 from agentfield.archive.matching import literal_only, matcher
 from agentfield.codec import Record
@@ -120,24 +120,33 @@ class Archive:
         return None
 
 
-def batches(segments: Sequence[Segment], columns: Sequence[str], start: int = 1) -> Iterator[tuple[Segment, Any]]:
-    """The rows of files from a revision on, a group at a time. Raises DecodeError for what cannot be read."""
+def batches(segments: Sequence[Segment], start: int = 1) -> Iterator[tuple[Segment, Any, Any]]:
+    """The rows of files from a revision on, a group at a time, and what the file's footer says of the group.
+
+    Raises DecodeError for what cannot be read.
+    """
     for segment in segments:
         if segment.last < start:
             continue
         for group in segment.groups(start, segment.last):
-            yield segment, _group(segment, group, columns)
+            yield segment, *_described(segment, group, schema().names)
 
 
 def _group(segment: Segment, group: int, columns: Sequence[str]) -> Any:
-    """Some columns of a group of rows. A file that was replaced meanwhile begins with the very same rows."""
+    """Some columns of a group of rows."""
+    return _described(segment, group, columns)[0]
+
+
+def _described(segment: Segment, group: int, columns: Sequence[str]) -> tuple[Any, Any]:
+    """The same, and what the footer says of it. A file that was replaced meanwhile begins with the very same rows."""
     arrow = pyarrow()
     try:
         with arrow.parquet.ParquetFile(segment.path, page_checksum_verification=True) as file:
             table = file.read_row_group(group, columns=list(columns), use_threads=False)
+            footer = file.metadata.row_group(group)
     except (arrow.ArrowException, KeyError, OSError, ValueError) as error:
         raise damaged(segment.path, error, segment.metadata.row_group(group).column(0).statistics.min) from error
-    return table.select(list(columns)).combine_chunks()
+    return table.select(list(columns)).combine_chunks(), footer
 
 
 def _wanted(

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
+from agentfield.archive.footers import check_types, misdescribed
 from agentfield.audit.chain import Stored
 from agentfield.audit.jsonl import Header, seal_line, seal_of
 from agentfield.audit.seal import SignedSeal
@@ -130,8 +131,11 @@ class ParquetExport:
             footer = self._arrow.parquet.read_metadata(path)
             self._metadata = footer.metadata or {}
             columns = footer.schema.to_arrow_schema()
+            check_types(footer)
         except (self._arrow.ArrowException, OSError):  # the latter for a footer that says nothing legible
             self._metadata = {}
+        except ValueError:
+            columns = None
         self.header = Header.of(self._metadata.get(_HEADER, b""), path)
         self._subjects = Subjects(self.header.namespace)
         if columns is None or columns.remove_metadata() != _schema(self._arrow):
@@ -145,7 +149,8 @@ class ParquetExport:
         last = self.header.extent.first - 1
         try:
             with self._arrow.parquet.ParquetFile(self._path, page_checksum_verification=True) as file:
-                for batch in file.iter_batches(_ROWS):
+                for number in range(file.num_row_groups):
+                    batch = file.read_row_group(number)
                     times = batch.column("time").cast("int64").to_pylist()
                     columns = [batch.column(name).to_pylist() for name in _STORED]
                     meanings = zip(*(batch.column(name).to_pylist() for name in _TEXTS), strict=True)
@@ -158,6 +163,9 @@ class ParquetExport:
                         self._check(stored, texts)
                         yield stored
                         last = revision
+                    if (wrong := misdescribed(batch, file.metadata.row_group(number))) is not None:
+                        said = f"what its footer says of the column {wrong} of the rows up to revision {last} is not so"
+                        raise self._damaged(said, last)
         except (self._arrow.ArrowException, OSError, UnicodeDecodeError) as error:
             raise self._damaged(str(error), last + 1) from error
 

@@ -1,8 +1,13 @@
 """Whatever is done to an archive is found, and the first event concerned is named: by the log, and by the seals."""
 
+import asyncio
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import duckdb
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -211,3 +216,37 @@ async def test_one_that_lost_its_end_is_found_by_the_log(sealed: Path, fabric: F
 async def test_seals_of_another_log_are_refused(sealed: Path, fabric: Fabric, tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="no archive in"):
         await check_archive(tmp_path / "nothing", by=fabric)
+
+
+def footer_rewritten(path: Path, old: bytes, new: bytes) -> None:
+    """Replace some bytes, as many by others, in the footer of an archive's only file."""
+    [file] = path.glob("*/*.parquet")
+    content = file.read_bytes()
+    begin = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    assert old in content[begin:]
+    file.write_bytes(content[:begin] + content[begin:].replace(old, new))
+
+
+async def test_a_footer_by_which_a_query_would_skip_rows_is_found(sealed: Path, fabric: Fabric) -> None:
+    def asked() -> list[Any]:
+        with duckdb.connect() as connection:
+            rows = connection.execute("SELECT count(*) FROM read_parquet(?) WHERE key = 'order_5'", [f"{sealed}/*/*"])
+            return rows.fetchall()
+
+    assert asked() == [(1,)]
+    footer_rewritten(sealed, b"order_9", b"order_1")
+    assert asked() == [(0,)]
+    with pytest.raises(DecodeError, match="its footer says of the column key"):
+        await verdict(sealed, fabric)
+    compared = await archiver(fabric, sealed.parent).verify()
+    assert (compared.equal, compared.found) == (False, ("revision 1", "other columns"))
+
+
+async def test_a_footer_over_which_pyarrow_would_die_is_found(sealed: Path) -> None:
+    footer_rewritten(sealed, b"\x15\x0c\x19", b"\x15\x0e\x19")  # the type of a column, next to its encodings
+    program = "import sys; from pathlib import Path; from agentfield.archive.directory import Directory; "
+    program += "Directory(Path(sys.argv[1])).segments()"
+    done = await asyncio.to_thread(
+        subprocess.run, [sys.executable, "-c", program, str(sealed)], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, "its columns are not what they are said to be" in done.stderr) == (1, True), done.stderr

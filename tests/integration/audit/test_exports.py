@@ -237,6 +237,17 @@ async def test_an_export_that_was_cut_off_is_refused(sealed: Fabric, tmp_path: P
         await verdict(path)
 
 
+async def test_a_footer_by_which_a_query_would_skip_rows_is_found(sealed: Fabric, tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    await export(sealed, path, "parquet", WHOLE)
+    content = path.read_bytes()
+    begin = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    assert b"order_9" in content[begin:]
+    path.write_bytes(content[:begin] + content[begin:].replace(b"order_9", b"order_1"))
+    with pytest.raises(DecodeError, match="its footer says of the column key"):
+        await verdict(path)
+
+
 async def test_a_value_changed_in_parquet_is_named(sealed: Fabric, tmp_path: Path) -> None:
     path = tmp_path / "log"
     await export(sealed, path, "parquet", WHOLE)
