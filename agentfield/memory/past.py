@@ -25,6 +25,7 @@ from agentfield.memory.state import is_live, live_entries
 from agentfield.pattern import Pattern
 from agentfield.schema import Schemas
 
+D = TypeVar("D")
 T = TypeVar("T")
 
 
@@ -50,12 +51,23 @@ class Past(Listing):
     async def get(
         self,
         key: str,
-        default: Any = None,
+        default: None = None,
         scope: str | None = None,
         scope_id: str | None = None,
         *,
         as_type: type[T],
-    ) -> T: ...
+    ) -> T | None: ...
+
+    @overload
+    async def get(
+        self,
+        key: str,
+        default: D,
+        scope: str | None = None,
+        scope_id: str | None = None,
+        *,
+        as_type: type[T],
+    ) -> T | D: ...
 
     # None, and what type checkers do not take for a type, though it is one: int | None, Literal, Annotated.
     @overload

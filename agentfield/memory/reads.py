@@ -23,6 +23,7 @@ from agentfield.memory.listing import Listing
 from agentfield.memory.state import is_live, live_entries
 from agentfield.pattern import Pattern
 
+D = TypeVar("D")
 T = TypeVar("T")
 Consistency = Literal["strong", "session", "cached", "linearizable"]
 """What a read may trade for speed: ``strong`` (the log's leader, never behind an acknowledged write), ``session`` (any
@@ -39,13 +40,25 @@ class Reads(Base, Listing):
     async def get(
         self,
         key: str,
-        default: Any = None,
+        default: None = None,
         scope: str | None = None,
         scope_id: str | None = None,
         *,
         as_type: type[T],
         consistency: Consistency = "strong",
-    ) -> T: ...
+    ) -> T | None: ...
+
+    @overload
+    async def get(
+        self,
+        key: str,
+        default: D,
+        scope: str | None = None,
+        scope_id: str | None = None,
+        *,
+        as_type: type[T],
+        consistency: Consistency = "strong",
+    ) -> T | D: ...
 
     # None, and what type checkers do not take for a type, though it is one: int | None, Literal, Annotated.
     @overload

@@ -61,9 +61,8 @@ def test_an_erasure_prints_its_receipt_and_stores_it(private: Cli, remember: Rem
     assert (shown["what"], shown["by"], shown["erased"]) == ("session:u", "Grace", "2 events, revisions 2–3")
     key = done.lines[-1].split()[-1]
 
-    async def stored(memory: Memory) -> ErasureReceipt:
-        receipt: ErasureReceipt = await memory.get(key, scope="global", as_type=ErasureReceipt)
-        return receipt
+    async def stored(memory: Memory) -> ErasureReceipt | None:
+        return await memory.get(key, scope="global", as_type=ErasureReceipt)
 
     receipt = remember(stored)
     assert (receipt.by, receipt.covered, receipt.deleted) == ("Grace", 2, 1)

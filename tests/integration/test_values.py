@@ -102,6 +102,10 @@ async def test_whatever_stands_for_a_type_can_be_read_as_one(memory: Memory) -> 
     letter: Literal["a", "b"] = await memory.get("k", as_type=Literal["a", "b"])
     text: str = await memory.get("k", as_type=Annotated[str, Field(max_length=1)])
     assert (letter, text) == ("b", "b")
-    assert_type(await memory.get("k", as_type=str), str)
+    assert_type(await memory.get("k", as_type=str), str | None)  # there may be no value
+    assert_type(await memory.get("k", "", as_type=str), str)
+    assert_type(await memory.get("k", 0, as_type=str), str | int)
+    assert_type(await past.get("absent", as_type=str), str | None)
+    assert_type(await past.get("absent", "", as_type=str), str)
     with pytest.raises(InvalidInputError, match=r"does not fit as_type int \| None"):
         await memory.get("k", as_type=int | None)
