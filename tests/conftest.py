@@ -1,5 +1,6 @@
 """Fixtures every test may ask for: real servers, and a namespace that nobody else uses."""
 
+import gc
 import os
 import secrets
 import shutil
@@ -39,6 +40,12 @@ def pytest_configure() -> None:
     writable = _MEMORY.is_dir() and os.access(_MEMORY, os.W_OK)
     if writable and shutil.disk_usage(_MEMORY).free >= _ROOM and psutil.virtual_memory().available >= 2 * _ROOM:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_MEMORY))
+
+
+def pytest_collection_finish() -> None:
+    """Look for garbage only among what tests make: thousands of collected tests stay, and are a lot to look through."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

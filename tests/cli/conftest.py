@@ -23,12 +23,13 @@ Remember = Callable[[Callable[[Memory], Awaitable[Any]]], Any]
 
 @contextmanager
 def collecting_after() -> Iterator[None]:
-    """Undo what the command line does about the garbage of a process that is its own."""
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-        gc.enable()
+    """Undo what the command line does about garbage in a process that is its own, and ends with it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gc, "freeze", lambda: None)
+        try:
+            yield
+        finally:
+            gc.enable()
 
 
 @pytest.fixture
