@@ -48,6 +48,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    """Let the interpreter take everything down at its end; libraries complain about what is left of theirs."""
+    gc.unfreeze()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _sealed_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep the user's settings out and the user's data alone, and leave no process behind."""

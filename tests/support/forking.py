@@ -17,6 +17,7 @@ import sysconfig
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -85,7 +86,13 @@ def _can_be_forked(arguments: Sequence[str], environment: Mapping[str, str]) -> 
     if name not in _named:
         _named.add(name)
         return False
-    return _for_interpreters(environment) == _for_interpreters({**os.environ, **STARTED_WITH})
+    return _for_interpreters(environment) == _for_interpreters(_environment())
+
+
+@cache
+def _environment() -> dict[str, str]:
+    """The environment of every template: that of the first, for tests change their own."""
+    return {**os.environ, **STARTED_WITH}
 
 
 def _for_interpreters(environment: Mapping[str, str]) -> dict[str, str]:
@@ -103,7 +110,7 @@ class Template:
                 stdin=theirs.fileno(),
                 stdout=subprocess.PIPE,  # the kind of stream that its children have
                 stderr=subprocess.PIPE,
-                env={**os.environ, **STARTED_WITH},
+                env=_environment(),
             )
 
     @property
