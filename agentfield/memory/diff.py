@@ -38,7 +38,10 @@ class Change(BaseModel):
 
 
 class Diff(BaseModel):
-    """How memory at one moment differs from memory at another. True if it does. Sorted by scope, id and key."""
+    """How memory at one moment differs from memory at another. True if it does. Sorted by scope, id and key.
+
+    Its length is how many changes there are, and to go through it is to go through them.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -56,6 +59,9 @@ class Diff(BaseModel):
 
     def __len__(self) -> int:
         return len(self.added) + len(self.removed) + len(self.changed)
+
+    def __iter__(self) -> Iterator[Change]:  # type: ignore[override]
+        return iter(self.changes)
 
     @property
     def changes(self) -> tuple[Change, ...]:

@@ -51,7 +51,7 @@ class Events(Base):
 
         ``start`` says where a handler begins that has never run, and each time with ``delivery="instance"``: ``"new"``;
         ``"all"``, the whole past first; ``"current"``, the present values first, as events, and when all of these have
-        been handled, every change since; an aware datetime; or a revision.
+        been handled, every change since; an aware datetime that has come; or a revision.
 
         ``concurrency`` keys are handled in parallel. A handler that raises, or takes longer than ``timeout`` seconds,
         is tried ``retries`` more times with growing pauses; then the event goes to the dead letters.
@@ -143,11 +143,11 @@ class Events(Base):
         """Events as they happen, until the iteration ends; scopes as for ``on_change``, in this process alone.
 
         ``start``: ``"new"``; ``"current"``, the present values first, as events; ``"all"``, the whole past first; an
-        aware datetime; or a revision, the first one wanted. A :class:`CaughtUp` stands between what had happened
-        before the call and what comes after. Events are taken from the server only as fast as they are consumed, and
-        a few hundred at most wait here. Whoever cancels the wait for the next one, as ``asyncio.timeout`` does, ends
-        the iteration. Raises :class:`ResyncRequired` in the place of events that somebody has taken out of the log
-        before they came.
+        aware datetime that has come; or a revision, the first one wanted. A :class:`CaughtUp` stands between what had
+        happened before the call and what comes after. Events are taken from the server only as fast as they are
+        consumed, and a few hundred at most wait here. Whoever cancels the wait for the next one, as ``asyncio.timeout``
+        does, ends the iteration. Raises :class:`ResyncRequired` in the place of events that somebody has taken out of
+        the log before they came.
         """
         if isinstance(start, str) and start not in _STARTS:
             raise InvalidInputError(f"start={start!r}: 'new', 'current', 'all', an aware datetime, or a revision")

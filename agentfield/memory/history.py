@@ -192,7 +192,7 @@ async def bounds(fabric: Fabric, since: datetime | int | None, until: datetime |
 async def _bounds(
     fabric: Fabric, last: int, since: datetime | int | None, until: datetime | int | None
 ) -> tuple[int, int]:
-    start = 1 if since is None else await _sequence(fabric, since, "since")
+    start = 1 if since is None else max(1, await _sequence(fabric, since, "since"))
     if until is None:
         stop = last
     else:

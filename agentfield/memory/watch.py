@@ -14,13 +14,15 @@ from datetime import datetime
 
 from agentfield.errors import ClosedError, ResyncRequired
 from agentfield.event import Event
+from agentfield.fabric.consumers.beginning import beginning
 from agentfield.fabric.consumers.consuming import Start
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.reader import Reader
 from agentfield.fabric.reading.present import present_values
 from agentfield.memory.addressing import AnyScope
 from agentfield.memory.encrypting import known
-from agentfield.memory.history import bounds, event_of, matching
+from agentfield.memory.history import event_of, matching
+from agentfield.memory.moment import check_point
 from agentfield.memory.previous import PreviousTable
 from agentfield.memory.resolving import Resolver
 from agentfield.memory.state import is_live
@@ -52,7 +54,8 @@ async def watching(
     first, target = int(state["first_seq"]), int(state["last_seq"])
     begin = target + 1
     if not isinstance(start, str):
-        begin, _ = await bounds(fabric, start, None)
+        check_point(start, "start")
+        begin = await beginning(fabric.log, start, state)
         if isinstance(start, datetime) and begin == first > 1:  # nobody knows when what came before was stored
             raise ResyncRequired(requested=first - 1, first_available=first)
     elif start == "all":

@@ -18,7 +18,7 @@ from agentfield.value import encode_value
 
 Verdict = Literal["same", "different", "missing", "extra", "erased"]
 """Of one write: as recorded; another value, ttl or operation; recorded, and not made now; made now, and not recorded;
-or made now, where what was recorded is erased, so that nobody can say."""
+or recorded, where its value, or that of the event that led to it, is erased, so that nobody can say."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -151,8 +151,9 @@ class Rehearsing:
 
     async def load(self) -> AsyncIterator[int]:
         """Set the stage as it was before the part; gives how many keys that is so far."""
-        start = self._excerpt.part.start
-        async for count in self._stage.load(await Pin(max(0, start - 1), "since").instant(self._source)):
+        part = self._excerpt.part
+        before = max(0, min(part.start - 1, part.stop))  # a part that the log has not come to is empty
+        async for count in self._stage.load(await Pin(before, "since").instant(self._source)):
             yield count
 
     async def runs(self, reached: Callable[[int], None]) -> AsyncIterator[Run]:
@@ -228,7 +229,7 @@ class Rehearsing:
         made: list[Event] = []
         error: BaseException | None = None
         heard = self._hears(due.chosen, due.record)
-        if heard:
+        if heard and not event.erased:  # nobody has what it was given then
             await self._stage.stand(at.timestamp)
             error = await self._try(due, event)
             resolver = Resolver(self._there)
@@ -238,11 +239,14 @@ class Rehearsing:
     def _compared(self, ran: _Ran, written: dict[int, Event | None]) -> Run:
         """What came of a run, once all that had been written because of its event has come by."""
         found = [written.pop(sequence) for sequence in ran.due.writes]
-        sides = (
+        before, now = (
             [each for each in events if each is not None and not self._is_ignored(each)] for events in (found, ran.made)
         )
+        if ran.heard and ran.event.erased:
+            writes = tuple(Compared("erased", each, None) for each in before)
+            return Run(ran.due.chosen.name, ran.event, ran.heard, ran.error, writes)
         ran_in = handler_execution(ran.event, "", agent="", actor_id=None, effects=None).workflow_id
-        writes = tuple(compare(*sides, workflow_id=ran_in))
+        writes = tuple(compare(before, now, workflow_id=ran_in))
         return Run(ran.due.chosen.name, ran.event, ran.heard, ran.error, writes)
 
     def _is_ignored(self, event: Event) -> bool:

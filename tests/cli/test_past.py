@@ -138,6 +138,11 @@ def test_revert_brings_a_scope_back(changed: Cli) -> None:
     assert again.err.startswith("nothing to revert: '*' in the global scope is what it was at revision 4 (")
 
 
+def test_revert_names_its_argument_where_the_log_has_not_come_so_far(changed: Cli) -> None:
+    done = changed("revert", "order_1", "99", "--yes")
+    assert (done.code, done.error) == (2, "POINT=99 lies in the future: the log's last revision is 8")
+
+
 def test_revert_on_trial_writes_nothing(changed: Cli) -> None:
     done = changed("revert", "order_1", "4", "--dry-run")
     assert done.lines == ['~ r5 → r1 global order_1 "paid" → "new"']

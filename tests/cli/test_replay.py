@@ -355,6 +355,12 @@ def test_changed_code_is_shown_with_what_it_changes_and_fails(cli: Cli, shop: Pa
     assert (ignoring.code, ignoring.err) == (0, "6 runs, nothing differs; writes: 5 same\n")
 
 
+def test_a_part_that_the_log_has_not_come_to_has_nothing_for_handlers(cli: Cli, shop: Path) -> None:
+    done = cli("replay", "--handlers", str(shop), "--since", "9999")
+    assert (done.code, done.out) == (0, "")
+    assert "the handlers hear no event of that time" in done.err
+
+
 def test_which_handlers_are_meant(cli: Cli, shop: Path) -> None:
     done = cli("replay", "--handlers", f"{shop}:nobody")
     assert (done.code, "has no handler 'nobody': there is shop.price, shop.bill" in done.error) == (2, True)

@@ -62,6 +62,7 @@ async def test_a_diff_says_what_came_what_went_and_what_changed(memory: Memory) 
     assert change.before.revision < before < change.after.revision
     assert (diff.before.revision, diff.after.revision) == (before, change.after.revision + 4)
     assert (len(diff), bool(diff)) == (4, True)
+    assert tuple(diff) == diff.changes
     assert [each.key for each in diff.changes] == ["changes", "comes", "expires", "goes"]
     backwards = await memory.diff("*", diff.after.revision, before)
     assert shape(backwards.added) == [("expires", None, 1), ("goes", None, 1)]

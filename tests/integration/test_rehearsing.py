@@ -371,6 +371,40 @@ async def test_personal_values_are_personal_on_the_stage(
     assert verdicts(await rehearse(stop=run.event.revision)) == [("email", [("greeting", "erased")])]
 
 
+async def test_no_handler_is_run_on_a_value_that_is_erased(agent: Agent, memory: Memory, rehearse: Rehearse) -> None:
+    await memory.set_personal(patterns=["email"])
+
+    @agent.memory.on_change("email", retries=0)
+    async def count(event: Event) -> None:
+        await agent.memory.set("length", len(event.data))
+
+    @agent.memory.on_change("length", retries=0)
+    async def note(event: Event) -> None:
+        await agent.memory.set("email_length", event.data)
+
+    await record(agent, lambda: memory.set("email", "ada@example.org"))
+    stop = await end(memory)
+    await memory.erase(pattern="email")
+    runs = await rehearse(stop=stop)
+    assert verdicts(runs) == [("email", [("length", "erased")]), ("length", [("email_length", "same")])]
+    assert not any(run.differs for run in runs)
+
+
+async def test_what_was_written_and_is_erased_counts_as_neither(
+    agent: Agent, memory: Memory, rehearse: Rehearse
+) -> None:
+    await memory.set_personal(patterns=["secret"])
+
+    @agent.memory.on_change("order")
+    async def keep(event: Event) -> None:
+        await agent.memory.set("secret", event.data)
+
+    await record(agent, lambda: memory.set("order", 1))
+    stop = await end(memory)
+    await memory.erase(pattern="secret")
+    assert verdicts(await rehearse(stop=stop)) == [("order", [("secret", "erased")])]
+
+
 async def test_a_namespace_is_removed_with_all_its_streams(fabric: Fabric, memory: Memory) -> None:
     await memory.set("a", "x" * 300_000)
     await remove(fabric.connection, fabric.topology.namespace)

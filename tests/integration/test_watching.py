@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from agentfield import CaughtUp, Event, Memory, UnavailableError, connect
+from agentfield import Agent, CaughtUp, Event, InvalidInputError, Memory, UnavailableError, connect
 from agentfield.fabric.jetstream import api
 from tests.support import NatsServer, eventually
 from tests.support.events import write_many
@@ -170,6 +170,23 @@ async def test_a_watch_from_a_moment_is_one_from_its_revision(memory: Memory) ->
     second = [event async for event in memory.history("k")][1]
     watch = await Watch(memory, start=second.timestamp).caught_up()
     assert shape(await watch.end()) == [("k", 2, 1)]
+
+
+async def test_a_watch_from_a_time_to_come_is_refused_with_the_servers_time(memory: Memory) -> None:
+    start = datetime.now(UTC) + timedelta(hours=1)
+    with pytest.raises(InvalidInputError, match="lies in the future: for the server, it is 20"):
+        await anext(memory.watch("k", start=start))
+
+
+@pytest.mark.parametrize("delivery", ["agent", "instance"])
+async def test_so_is_a_handler_from_a_time_to_come_when_its_agent_is_served(
+    server: NatsServer, namespace: str, delivery: Any
+) -> None:
+    agent = Agent("a", nats_url=server.url, namespace=namespace)
+    agent.memory.on_change("k", start=datetime.now(UTC) + timedelta(hours=1), delivery=delivery)(print)
+    with pytest.raises(InvalidInputError, match="lies in the future: for the server, it is 20"):
+        await agent.__aenter__()
+    await agent.aclose()
 
 
 async def test_a_watch_from_a_revision_still_to_come_knows_what_was_there_then(memory: Memory) -> None:

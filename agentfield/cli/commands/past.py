@@ -8,19 +8,21 @@ import click
 
 from agentfield.cli import ending
 from agentfield.cli.commands.entries import entries_of, only, show, show_all
-from agentfield.cli.connecting import connected, remembering
+from agentfield.cli.connecting import connected
 from agentfield.cli.differences import counted, show_diff
 from agentfield.cli.invocation import LOOKING_BACK, Invocation, command
 from agentfield.cli.kinds import POINT, Point
 from agentfield.cli.output import moment
 from agentfield.cli.scopes import named, scope_options, to_read, to_write
 from agentfield.cli.waiting import wait
+from agentfield.event import Writer
 from agentfield.memory import Diff, Moment, Reverted
 from agentfield.memory.addressing import AnyScope
 from agentfield.memory.diff import differences
+from agentfield.memory.lifetime import Lifetimes
 from agentfield.memory.moment import Pin
 from agentfield.memory.resolving import Resolver
-from agentfield.memory.revert import present_of
+from agentfield.memory.revert import Reverting, present_of
 from agentfield.naming import shown
 from agentfield.pattern import Pattern
 
@@ -96,7 +98,7 @@ def revert_command(
     named.
     """
     parsed = Pattern.parse(pattern)
-    Pin(point, "POINT")
+    pin = Pin(point, "POINT")
     context = click.get_current_context()
     if not parsed.is_literal and scope is None:
         raise click.UsageError("a pattern needs a scope: name it, for example with --global", context)
@@ -104,13 +106,14 @@ def revert_command(
     if not (dry_run or yes or _somebody_answers(invocation)):
         raise click.UsageError("revert asks before it writes, and here nobody answers: add --yes or --dry-run", context)
 
-    async def revert(to: Point, *, trial: bool) -> Reverted:
-        async with remembering(invocation) as memory:
-            return await memory.revert(pattern, to, target.kind, target.id, dry_run=trial)
+    async def revert(*, trial: bool) -> Reverted:
+        async with connected(invocation) as fabric:
+            reverting = Reverting(fabric, Lifetimes(), Resolver(fabric), Writer(), target, parsed)
+            return await reverting.to(await pin.instant(fabric), await present_of(fabric), dry_run=trial)
 
     output = invocation.output
     asks = not (dry_run or yes)
-    done = wait(revert(point, trial=dry_run or asks))
+    done = wait(revert(trial=dry_run or asks))
     if output.as_json:
         output.object(done.model_dump(mode="json"))
         return
@@ -123,7 +126,7 @@ def revert_command(
         if not click.confirm(f"revert {counted(done.changes)}, in {where}?", err=True):
             output.note("nothing was written")
             context.exit(ending.FAILED)
-        done = wait(revert(done.changes.after.revision, trial=False))
+        done = wait(revert(trial=False))
     verb = "would revert" if dry_run else "reverted"
     output.note(f"{verb} {counted(done.changes)}, in {where}")
 

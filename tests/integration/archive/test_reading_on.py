@@ -56,6 +56,7 @@ async def test_history_is_the_same_in_both_directions_and_across_the_seam(before
     assert everything[len(wanted)]["previous_data"] == {"round": 11, "name": "né"}
     assert await events_of(whole, reverse=True) == everything[::-1]
     assert len({event["revision"] for event in everything}) == len(everything)
+    assert await events_of(whole, since=0) == everything
 
 
 async def test_pages_and_parts_of_it_are_the_same(before: Before, whole: Memory) -> None:
