@@ -102,8 +102,8 @@ async def trim(source: Source, stores: Stores) -> AsyncGenerator[Step, None]:
             async for step in trimming.trim(
                 log, settling.expected, settling.announce, settling.settle, allowed=lambda: lease.held
             ):
-                await settling.note_what_went()
                 yield step
+            await settling.note_what_went()
         except trimming.Busy as busy:
             raise _busy(str(busy)) from None
 
@@ -115,6 +115,7 @@ class _Settling:
         self._source = source
         self._stores = stores
         self._compared = 0
+        self._announced = False
         self._patience = _CATCHES_UP
         self._hope = _CATCHES_UP
 
@@ -139,8 +140,11 @@ class _Settling:
         return await self._complete(patience)
 
     async def announce(self) -> None:
-        """Have the log say that from now on it is trimmed; what is noted afterwards says how far."""
-        await self._note(TRIMMING)
+        """Have the log say, once, that from now on it is trimmed; what is noted afterwards says how far."""
+        if not self._announced:
+            await self._note(TRIMMING)
+            await self.archive()  # now, and not while nobody can write
+            self._announced = True
 
     async def note_what_went(self) -> None:
         """See that the log says of what has left it that it is in the archive, also if whoever took it out died."""

@@ -185,10 +185,10 @@ class _Walk:
         if waiting is not None and not await self._compare(waiting, None):
             return
         if verdict.seal_fault is None and witness is not None and witness.number > head.number:
-            verdict.seal_fault = (
-                f"seals {head.number + 1} to {witness.number} are gone: seal {witness.number} was there when this was "
-                "last verified"
-            )
+            one = witness.number == head.number + 1
+            gone = f"seal {witness.number} is" if one else f"seals {head.number + 1} to {witness.number} are"
+            there = "it" if one else f"seal {witness.number}"
+            verdict.seal_fault = f"{gone} gone: {there} was there when this was last verified"
         await self._look_at_the_rest(head)
         verdict.absent = self._beginning.absent()
         if verdict.intact and verdict.absent is not None:

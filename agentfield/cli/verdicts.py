@@ -39,6 +39,11 @@ def show(verdict: Verdict, output: Output, *, what: str, now: int) -> None:
         span = f"revisions {verdict.first} to {verdict.last}"
         held = f"{number_of(verdict.events, 'event')}, {number_of(verdict.seals, 'seal')}"
         output.line(("verified", "green"), f"{span} ({held}), the last of {_moment(verdict.last_time)}", flush=True)
+    elif verdict.kept:
+        kept = number_of(verdict.kept, "event")
+        output.line(
+            ("verified", "green"), f"{kept} from before revision {verdict.begins_at}, and none after", flush=True
+        )
     else:
         output.line(("verified", "yellow"), "no event", flush=True)
     if verdict.whole:
@@ -60,7 +65,7 @@ def remarks(verdict: Verdict, what: str) -> list[str]:
     found = list(verdict.facts)
     if verdict.absent is not None:
         found += _absent(verdict.absent, what)
-    if verdict.kept:
+    if verdict.kept and verdict.events:
         found.append(
             f"of what was before revision {verdict.begins_at}, {number_of(verdict.kept, 'event')} are still there, and "
             "are as they were sealed"
@@ -104,7 +109,9 @@ def failure(verdict: Verdict, *, whole: bool = False) -> AgentFieldError | None:
 
     With ``whole``, everything that a seal covers must have been there.
     """
-    up_to = f"; verified up to revision {verdict.last}" if verdict.last else "; nothing before it was verified"
+    up_to = f"; verified up to revision {verdict.last}" if verdict.last else ""
+    if not verdict.last and not verdict.kept:
+        up_to = "; nothing before it was verified"
     if (
         verdict.finding is not None
         and verdict.absent is not None

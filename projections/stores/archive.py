@@ -20,6 +20,7 @@ from agentfield.archive.directory import Directory as Files
 from agentfield.archive.directory import LogId, Segment
 from agentfield.archive.directory import Moved as Elsewhere
 from agentfield.archive.notes import Note, leave
+from agentfield.archive.reading import Archive as Reading
 from agentfield.codec import Record
 from projections.source import EVERY_MESSAGE, Source
 from projections.stores.kept import KeptStore
@@ -79,12 +80,25 @@ class ArchiveView:
         return bool(await self.segments())
 
     async def check_log(self) -> None:
-        """Raises :class:`ProjectionError` if it is of another log."""
+        """Raises :class:`ProjectionError` if it is of another log, or of what this one was before it was restored."""
         head = await self.head()
         if head.log != await self._source.log_id():
             raise ProjectionError(
                 f"the archive {self.place} is of another log ({head.log}): name the right one, or another directory, "
                 "with --store or AGENTFIELD_ARCHIVE",
+                projection=NAME,
+            )
+        log = self._source.fabric.log
+        await log.state()
+        if head.checkpoint < log.held.complete:
+            return
+        last = await log.at(head.checkpoint)
+        ours = await Reading(self.path).at(head.checkpoint)
+        if last is None or ours is None or (last.timestamp, last.payload) != (ours.timestamp, ours.payload):
+            raise ProjectionError(
+                f"the archive {self.place} ends with revision {head.checkpoint}, which is not, or not the same, in the "
+                "log: the log was restored from an older copy, or has lost its end. The archive holds what was lost: "
+                "keep it, and begin another one, in another directory",
                 projection=NAME,
             )
 

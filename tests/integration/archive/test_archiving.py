@@ -17,7 +17,7 @@ from projections import Source, open_store
 from projections.archive import Archive, Archiver
 from projections.stores import Stores
 from tests.support import NatsServer, eventually
-from tests.support.archiving import archive, archived, archiver, live, trim, write
+from tests.support.archiving import add, archive, archived, archiver, live, trim, write
 from tests.support.running import program
 
 KILLS = int(os.environ.get("AGENTFIELD_TEST_KILLS", "5"))
@@ -165,6 +165,22 @@ async def test_one_that_fell_behind_a_log_trimmed_by_another_says_what_is_betwee
         shutil.copy(file, next((tmp_path / "behind").rglob(file.name)))
     await archive(fabric, tmp_path / "behind")
     assert await archived(tmp_path / "behind" / "archive") == await archived(tmp_path / "other" / "archive")
+
+
+async def test_one_of_a_log_that_was_restored_is_not_gone_on_with(
+    fabric: Fabric, memory: Memory, tmp_path: Path
+) -> None:
+    """The archive holds more than the log, and then something else."""
+    await write(memory, 2)
+    path = await archive(fabric, tmp_path)
+    [segment], *_, last = Directory(path).segments(), *await archived(path)
+    add(path, [last._replace(sequence=last.sequence + 1, timestamp=last.timestamp + 1)], log=segment.log)
+    for _ in range(2):
+        with pytest.raises(ProjectionError, match="restored from an older copy"):
+            await archive(fabric, tmp_path)
+        with pytest.raises(ProjectionError, match="restored from an older copy"):
+            await trim(fabric, tmp_path)
+        await write(memory, 1)
 
 
 async def test_it_is_neither_rebuilt_nor_removed(fabric: Fabric, memory: Memory, tmp_path: Path) -> None:

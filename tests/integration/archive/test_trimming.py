@@ -147,6 +147,19 @@ async def test_writers_meanwhile_notice_nothing_and_lose_nothing(
     assert {await memory.get(f"order_{key}") for key in range(7)} == {*range(len(written) - 7, len(written))}
 
 
+async def test_however_many_steps_it_takes_no_key_keeps_more_than_is_needed(
+    fabric: Fabric, memory: Memory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await write(memory, 12)
+    await seal_all(fabric, Signer.generate())
+    await archive(fabric, tmp_path)
+    monkeypatch.setattr(steps, "_limit", lambda totals, least, _: max(least, max(totals.values()) - 2))
+    stores = Stores(Source(fabric), open_store(tmp_path))
+    taken = [step.messages async for step in trimming.trim(Source(fabric), stores)]
+    assert len(taken) > 4
+    assert max((await subjects_of(fabric)).values()) <= 2, "what is noted of trimming holds trimming back"
+
+
 async def test_what_a_handler_has_still_to_hear_stays(
     server: NatsServer, namespace: str, fabric: Fabric, memory: Memory, tmp_path: Path
 ) -> None:
