@@ -20,7 +20,8 @@ _TIMES = 5
 async def end(tasks: Iterable[asyncio.Task[Any]]) -> set[asyncio.Task[Any]]:
     """Cancel the tasks, again and again if need be, and return when all are done, or after 10 s.
 
-    Returns those that are still not done: nothing can end them. Their outcomes are for the caller to look at.
+    Returns those that are still not done: nothing can end them, and `asyncio.run` waits for them as for any task. The
+    outcomes of the others are for the caller to look at.
     """
     left = {task for task in tasks if not task.done()}
     for seconds in (CLEANING, *[_AGAIN] * _TIMES):
