@@ -123,7 +123,7 @@ class Stretches:
             self._add(await self._messages.some(self._patience()))
         return self._taken()
 
-    async def until(self, target: int, most: int) -> AsyncIterator[Batch]:
+    async def until(self, target: int, most: Callable[[], int]) -> AsyncIterator[Batch]:
         """What is to be sealed up to sequence ``target``, a seal each, the last one as far as it goes."""
         async for record in self._messages.until(target):
             self._add([record])
