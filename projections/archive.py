@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
@@ -124,7 +124,7 @@ class Stretches:
         self._given = time.monotonic()
         return self._taken()
 
-    async def until(self, target: int, most: int) -> AsyncIterator[Batch]:
+    async def until(self, target: int, most: Callable[[], int]) -> AsyncIterator[Batch]:
         """What is to be written up to sequence ``target``. While one batch is written, the next one is read."""
         records = self._messages.until(target)
         while True:
@@ -161,7 +161,7 @@ class Stretches:
     def _taken(self) -> Batch:
         taken: list[Any] = self._pending
         self._pending, self._bytes = [], 0
-        return Batch(taken[-1].sequence, taken, whole=True)
+        return Batch(taken[-1].sequence, taken)
 
 
 # -- comparing --------------------------------------------------------------------------------------------------------

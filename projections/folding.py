@@ -46,31 +46,24 @@ class Folder:
         self._projection = projection
         self._view = view
         self._erased = head.erased
-        self._most = _FIRST
         self.checkpoint = head.checkpoint
         """Up to where everything is in the view."""
+        self.most = _FIRST
+        """How many events a batch should have at most, so that its transaction is not long."""
 
     async def through(self, feed: Batches, target: int) -> None:
         """Fold everything up to sequence ``target``, which the log has reached. Raises as :meth:`take`."""
-        async for batch in feed.until(target, BATCH):
+        async for batch in feed.until(target, lambda: self.most):
             await self.take(batch)
         if self.checkpoint < target:  # nothing is there between the last event and the target
             await self.take(Batch(target))
 
     async def take(self, batch: Batch) -> None:
-        """Fold one batch, in as many transactions as it takes for none to be long, unless it is to stay whole.
+        """Fold one batch.
 
         Raises :class:`ProjectionError` if it cannot; then everything before the event at fault is in the view, and the
         view says so. Raises :class:`~projections.view.Moved` if the view is not ours to advance.
         """
-        events = batch.events
-        while len(events) > self._most and not batch.whole:
-            first, events = events[: self._most], events[self._most :]
-            await self._take(Batch(first[-1].revision, first, batch.skipped))
-        await self._take(Batch(batch.last, events, batch.skipped))
-
-    async def _take(self, batch: Batch) -> None:
-        """Fold it in one transaction, if it fits into one."""
         began = time.monotonic()
         try:
             await self._advance(batch.events, batch.last, batch.skipped)
@@ -82,11 +75,11 @@ class Folder:
             self._measure(len(batch.events), time.monotonic() - began)
 
     def _measure(self, events: int, seconds: float) -> None:
-        """Let the next transaction be as large as fits into the time that one should take."""
+        """Let the next batch be as large as fits into the time that a transaction should take."""
         if seconds > _LONG:
-            self._most = max(1, int(events * _LONG / seconds))
+            self.most = max(1, int(events * _LONG / seconds))
         elif seconds < _LONG / 2:
-            self._most = min(BATCH, self._most * 2)
+            self.most = min(BATCH, self.most * 2)
 
     async def _advance(self, events: Sequence[Event], last: int, skipped: Sequence[int]) -> None:
         done = sum(self.checkpoint < sequence <= last for sequence in skipped)

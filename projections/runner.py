@@ -258,7 +258,7 @@ class Runner:
         try:
             while True:
                 if coming is None:
-                    coming = asyncio.create_task(feed.batch(BATCH), name=f"projection {self.name}")
+                    coming = asyncio.create_task(feed.batch(folder.most), name=f"projection {self.name}")
                 await asyncio.wait({coming}, timeout=0 if coming.done() else _LOOK)
                 if not coming.done():
                     await view.rest()

@@ -123,7 +123,7 @@ class Stretches:
             self._add(await self._messages.some(self._patience()))
         return self._taken()
 
-    async def until(self, target: int, most: int) -> AsyncIterator[Batch]:
+    async def until(self, target: int, most: Callable[[], int]) -> AsyncIterator[Batch]:
         """What is to be sealed up to sequence ``target``, a seal each, the last one as far as it goes."""
         async for record in self._messages.until(target):
             self._add([record])
@@ -155,4 +155,4 @@ class Stretches:
         self._pending = self._pending[count:]
         places = (at for at, (one, other) in enumerate(pairwise(self._pending), 1) if other[0] != one[0] + 1)
         self._gap = next(places, 0)
-        return Batch(stretch[-1].revision, stretch, whole=True)
+        return Batch(stretch[-1].revision, stretch)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -52,8 +52,6 @@ class Batch:
     """Everything up to this sequence is in it, or was before it."""
     events: list[Event] = field(default_factory=list)
     skipped: list[int] = field(default_factory=list)
-    whole: bool = False
-    """Whether it goes into the view in one transaction, however long that takes: its walk has a measure of its own."""
 
 
 class Batches(Protocol):
@@ -68,8 +66,8 @@ class Batches(Protocol):
     async def batch(self, most: int) -> Batch:
         """What has come, at most so many events unless the walk has its own measure; waits until there is something."""
 
-    def until(self, target: int, most: int) -> AsyncIterator[Batch]:
-        """Batches up to sequence ``target``, which the log has reached; then the end."""
+    def until(self, target: int, most: Callable[[], int]) -> AsyncIterator[Batch]:
+        """Batches up to sequence ``target``, which the log has reached; then the end. ``most`` is asked before each."""
 
 
 EVERY_MESSAGE: Final = Selection((), ())
@@ -208,20 +206,20 @@ class Feed:
         """What has arrived, at most so many events; waits until there is something."""
         if not self._waiting:
             self._waiting = await self._some(most)
-        count = _within(self._waiting, _MOST_BYTES)
+        count = min(most, _within(self._waiting, _MOST_BYTES))
         records, self._waiting = self._waiting[:count], self._waiting[count:]
         return await self._decoded(records)
 
-    async def until(self, target: int, most: int) -> AsyncIterator[Batch]:
+    async def until(self, target: int, most: Callable[[], int]) -> AsyncIterator[Batch]:
         """Batches of at most so many events, up to sequence ``target``, which the log has reached; then the end."""
         records: list[Record] = []
-        weight = 0
+        weight, limit = 0, most()
         async for record in self._until(target):
             records.append(record)
             weight += _weight(record)
-            if len(records) >= most or weight >= _MOST_BYTES:
+            if len(records) >= limit or weight >= _MOST_BYTES:
                 yield await self._decoded(records)
-                records, weight = [], 0
+                records, weight, limit = [], 0, most()
         if records:
             yield await self._decoded(records)
 

@@ -340,7 +340,7 @@ async def test_a_paused_view_gets_its_new_version_when_it_is_resumed(
         head = await head_of(store, "chain")
         assert (head.version, head.checkpoint) == (1, revision)
         await new.pause(False)
-        await eventually(lambda: checkpoint_in(store.root / "chain.sqlite") == behind, within=10)
+        await eventually(lambda: checkpoint_in(store.root / "chain.sqlite") >= behind, within=10)
     assert {count for count, _ in chains_in(store.root / "chain.sqlite").values()} == {4}
 
 
@@ -519,7 +519,7 @@ async def test_large_values_are_not_held_by_the_hundred(memory: Memory, source: 
         await memory.set(f"item_{number}", "x" * 3_000_000)
     selection = Selection.of(Chain())
     async with source.feed(selection, 1) as feed:
-        past = [len(batch.events) async for batch in feed.until(5, 500)]
+        past = [len(batch.events) async for batch in feed.until(5, lambda: 500)]
     async with source.feed(selection, 1) as feed:
         live = [len((await feed.batch(500)).events) for _ in range(2)]
     assert past == [3, 2]

@@ -292,7 +292,7 @@ async def test_what_was_decrypted_before_an_erasure_is_not_added_after_it(
     until = Feed.until
     between = True
 
-    async def slow(self: Feed, target: int, most: int) -> AsyncIterator[Batch]:
+    async def slow(self: Feed, target: int, most: Callable[[], int]) -> AsyncIterator[Batch]:
         nonlocal between
         async for batch in until(self, target, most):
             if between:
