@@ -127,14 +127,13 @@ class ParquetExport:
         self._path = path
         self._arrow = require_pyarrow()
         columns = None
+        self._metadata: dict[bytes, bytes] = {}
         try:
             footer = self._arrow.parquet.read_metadata(path)
             self._metadata = footer.metadata or {}
             columns = footer.schema.to_arrow_schema()
             check_types(footer)
-        except (self._arrow.ArrowException, OSError):  # the latter for a footer that says nothing legible
-            self._metadata = {}
-        except ValueError:
+        except (self._arrow.ArrowException, OSError, ValueError):  # also for a footer that says nothing legible
             columns = None
         self.header = Header.of(self._metadata.get(_HEADER, b""), path)
         self._subjects = Subjects(self.header.namespace)

@@ -248,6 +248,17 @@ async def test_a_footer_by_which_a_query_would_skip_rows_is_found(sealed: Fabric
         await verdict(path)
 
 
+async def test_a_footer_that_is_not_legible_is_found(sealed: Fabric, tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    await export(sealed, path, "parquet", WHOLE)
+    content = path.read_bytes()
+    begin = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    for old, new in ((b"execution_id", b"execution\xff\xfe\xff"), (b"\x15\x0c\x19", b"\x15\x0e\x19")):
+        path.write_bytes(content[:begin] + content[begin:].replace(old, new))
+        with pytest.raises(InvalidInputError, match=r"is damaged|is no export"):
+            await verdict(path)
+
+
 async def test_a_value_changed_in_parquet_is_named(sealed: Fabric, tmp_path: Path) -> None:
     path = tmp_path / "log"
     await export(sealed, path, "parquet", WHOLE)
