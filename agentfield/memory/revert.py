@@ -9,6 +9,7 @@ left, and one whose time has run out since does not come back; a key whose value
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -37,6 +38,8 @@ from agentfield.scope import Scope
 
 _TRIES = 10
 """How often a batch is tried whose keys are written meanwhile, or that meets undecided writes."""
+_FEWER = 3
+"""The same, for one that can be divided, since not everything is stored together anyway."""
 BATCH_BYTES = 16 * 1024 * 1024
 """Bytes of values that are fetched and stored together."""
 _SAME_END = 1_000_000_000
@@ -92,8 +95,19 @@ class Reverting:
         steps = await self._steps(then, last)
         changes = []
         revision = 0
-        for batch in self._batches(steps):
-            done, stored = await self._store(batch) if not dry_run else (batch, 0)
+        batches = deque(self._batches(steps))
+        together = len(batches) == 1
+        while batches:
+            batch = batches.popleft()
+            divisible = not together and len(batch) > 1
+            try:
+                done, stored = await self._store(batch, _FEWER if divisible else _TRIES) if not dry_run else (batch, 0)
+            except ConflictError:
+                if not divisible:
+                    raise
+                half = len(batch) // 2  # the fewer keys, the seldomer one of them is written just then
+                batches.extendleft((batch[half:], batch[:half]))
+                continue
             changes += [step.change for step in done]
             revision = max(revision, stored)
         return Reverted(changes=collected(present.moment, instant.moment, changes), revision=revision or None)
@@ -156,11 +170,11 @@ class Reverting:
     def _vault(self, subject: str) -> Vault | None:
         return self._fabric.keys.policies.known.vault(*self._fabric.subjects.parse(subject))
 
-    async def _store(self, steps: Sequence[_Step]) -> tuple[Sequence[_Step], int]:
+    async def _store(self, steps: Sequence[_Step], tries: int) -> tuple[Sequence[_Step], int]:
         """Store a batch, deciding anew what it takes where its keys are written meanwhile; return what was done."""
         then = {step.subject: step.then for step in steps if step.then is not None}
         subjects = [step.subject for step in steps]
-        for attempt in range(_TRIES):
+        for attempt in range(tries):
             if attempt:
                 then = {subject: await known(self._fabric, record) for subject, record in then.items()}
                 steps = await self._steps(then, await self._last(subjects))
@@ -181,7 +195,7 @@ class Reverting:
             key,
             expected=moved.last.sequence,
             actual=last.get(moved.subject, moved.last).sequence,
-            message=f"{key!r}, or what is reverted together with it, was written to {_TRIES} times meanwhile; of that "
+            message=f"{key!r}, or what is reverted together with it, was written to {tries} times meanwhile; of that "
             "nothing was written, what had been reverted before stays so: revert again",
         )
 

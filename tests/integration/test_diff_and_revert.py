@@ -245,6 +245,25 @@ async def test_keys_that_are_written_without_pause_are_a_conflict(
     assert await memory.get("a") == 2
 
 
+async def test_a_revert_of_many_keys_comes_to_its_end_where_some_are_always_being_written(
+    memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await memory.set_many({f"a_{number}": number for number in range(600)})
+    then = await memory.set_many({f"b_{number}": number for number in range(600)})
+    for name in "ab":
+        await memory.set_many({f"{name}_{number}": -1 for number in range(600)})
+
+    async def interrupted(fabric: Any, lifetimes: Any, writes: Any, *others: Any) -> int:
+        if len(writes) > 200:
+            await memory.set(fabric.subjects.parse(writes[-1].subject)[1], "meanwhile")
+        return await store_together(fabric, lifetimes, writes, *others)
+
+    monkeypatch.setattr("agentfield.memory.revert.store_together", interrupted)
+    monkeypatch.setattr("agentfield.memory.revert.backoff", lambda attempt: 0.0)
+    assert len((await memory.revert("*", then, scope="global")).changes) == 1200
+    assert not await memory.diff("*", then, scope="global")
+
+
 async def test_several_that_revert_at_once_write_it_once(memory: Memory, server: NatsServer, namespace: str) -> None:
     then = await memory.set_many({f"k_{number}": 1 for number in range(50)})
     last = await memory.set_many({f"k_{number}": 2 for number in range(50)})
