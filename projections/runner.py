@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import NoReturn
 
-from agentfield import Erasure, ProjectionError, UnavailableError
+from agentfield import Erasure, ProjectionError, ResyncRequired, UnavailableError
 from projections.comparing import Verdict, compare
 from projections.erasures import Erasures
 from projections.folding import BATCH, Folder, forgetting
@@ -242,8 +242,13 @@ class Runner:
                 await self._stay_paused(view, lease)
             folder = Folder(self.projection, view, head)
             logger.info("projection %s runs from event %d on, into %s", self.name, head.checkpoint + 1, view.place)
-            async with self._feed(head.checkpoint + 1) as feed:
-                await self._follow(folder, feed, view, lease)
+            try:
+                async with self._feed(head.checkpoint + 1) as feed:
+                    await self._follow(folder, feed, view, lease)
+            except ResyncRequired:
+                if not await self.source.trimmed(folder.checkpoint + 1):
+                    raise
+                raise Moved("the log was trimmed under it") from None
 
     async def _stay_paused(self, view: View, lease: Lease) -> NoReturn:
         """Return never: raises Moved as soon as it may go on, since it may be of an earlier version then."""
@@ -318,10 +323,13 @@ class Runner:
 
     async def _fold(self, folder: Folder, target: int) -> None:
         """Bring a view up to sequence ``target``."""
-        if folder.checkpoint >= target:
-            return
-        async with self._feed(folder.checkpoint + 1) as feed:
-            await folder.through(feed, target)
+        while folder.checkpoint < target:
+            try:
+                async with self._feed(folder.checkpoint + 1) as feed:
+                    await folder.through(feed, target)
+            except ResyncRequired:
+                if not await self.source.trimmed(folder.checkpoint + 1):
+                    raise
 
     def _feed(self, start: int) -> Batches:
         return self.source.feed(self.selection, start, previous=self.projection.previous)

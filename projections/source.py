@@ -116,6 +116,11 @@ class Source:
         """The log's last sequence."""
         return int((await self.fabric.log.state())["last_seq"])
 
+    async def trimmed(self, start: int) -> bool:
+        """Whether something from this sequence on has been trimmed off the log."""
+        await self.fabric.log.state()
+        return start < self.fabric.log.held.complete
+
     async def lag(self, selection: Selection, checkpoint: int) -> int:
         """How many events of the selection come after the checkpoint."""
         filters = filters_of(self, selection)
@@ -158,7 +163,11 @@ def filters_of(source: Source, selection: Selection) -> tuple[str, ...]:
 
 
 class Feed:
-    """A walk over the events of a selection, in batches."""
+    """A walk over the events of a selection, in batches.
+
+    Raises :class:`ResyncRequired` where the log was trimmed under it: begin another one, which takes what is no longer
+    there from the archive.
+    """
 
     def __init__(self, source: Source, selection: Selection, start: int, *, previous: bool) -> None:
         fabric = source.fabric
@@ -176,7 +185,7 @@ class Feed:
 
     def _read_from(self, start: int) -> Reader:
         log = self._fabric.log
-        return Reader(log.connection, log.stream, self._filters, start=start, patience=log.timeout)
+        return Reader(log.connection, log.stream, self._filters, start=start, gapless=True, patience=log.timeout)
 
     async def __aenter__(self) -> Self:
         """Begin. Raises HistoryTruncatedError if what it should begin with is gone."""

@@ -1,5 +1,6 @@
 """What was trimmed off the log is read on from its archive, as if it had never been trimmed."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from agentfield.scope import GLOBAL
 from projections import Runner, Source, open_store
 from tests.support import NatsServer, eventually
 from tests.support.archiving import archive, events_of, live, state_of, trim, write
-from tests.support.projecting import Chain, chains_in, folded
+from tests.support.projecting import Chain, chains_in, checkpoint_in, folded
 
 
 class Before(NamedTuple):
@@ -154,6 +155,39 @@ async def test_a_log_that_is_trimmed_under_a_reader_that_lost_its_place_is_read_
                     await api(fabric.connection, f"CONSUMER.DELETE.{fabric.log.stream}.{name}")
                 assert await trim(fabric, tmp_path)
     assert found == wanted
+
+
+@pytest.mark.parametrize("how", ["catch_up", "run"])
+async def test_a_log_that_is_trimmed_under_a_projection_that_lost_its_place_leaves_no_gap_in_its_view(
+    server: NatsServer, namespace: str, fabric: Fabric, memory: Memory, tmp_path: Path, how: str
+) -> None:
+    class Losing(Chain):
+        lost = False
+
+        async def apply(self, event: Event, view: Any) -> None:  # type: ignore[override]
+            super().apply(event, view)
+            if not self.lost:  # as after an outage
+                self.lost = True
+                for name in [each["name"] async for each in consumers(fabric.connection, fabric.log.stream)]:
+                    if name.startswith("reader-"):
+                        await api(fabric.connection, f"CONSUMER.DELETE.{fabric.log.stream}.{name}")
+                assert await trim(fabric, tmp_path)
+
+    for number in range(8):
+        await memory.set_many({f"item_{key}": number for key in range(500)})
+    wanted = await folded(memory.history("item_*"))
+    path = await archive(fabric, tmp_path)
+    view = tmp_path / "elsewhere" / "chain.sqlite"
+    async with Source.open(server.url, namespace=namespace) as source:
+        source.fabric.log.earlier = Archive(path)
+        runner = Runner(source, Losing(), open_store(view.parent))
+        task = asyncio.create_task(runner.run() if how == "run" else runner.catch_up())
+        try:
+            await eventually(lambda: checkpoint_in(view) >= 4000, within=20)
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+    assert chains_in(view) == wanted
 
 
 async def test_the_environment_names_it_too(
