@@ -547,3 +547,28 @@ async def test_a_handler_that_catches_every_cancellation_is_left_behind_and_name
         assert "handler stubborn catches its cancellation and goes on" in caplog.text
     finally:
         enough.set()
+
+
+@pytest.mark.parametrize("concurrency", [1, 2])
+async def test_a_handler_that_cancels_its_own_task_has_failed_and_the_next_event_is_handled(
+    agent: Agent, memory: Memory, letters: Any, concurrency: int
+) -> None:
+    heard: list[int] = []
+
+    @agent.memory.on_change("k_*", retries=1, concurrency=concurrency)
+    async def react(event: Event) -> None:
+        heard.append(event.data)
+        if event.data == 1:
+            task = asyncio.current_task()
+            assert task is not None
+            asyncio.get_running_loop().call_soon(task.cancel)  # a timeout as people write it themselves
+            await asyncio.sleep(60)
+
+    async with agent:
+        await memory.set("k_1", 1)
+        await eventually(letters, within=10)
+        await memory.set("k_2", 2)
+        await eventually(lambda: 2 in heard, within=10)
+    assert heard == [1, 1, 2]
+    (letter,) = await letters()
+    assert letter["error"]["type"] == "CancelledError"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 from agentfield.codec import Record, decode_outline
 from agentfield.effects import Effects
@@ -54,8 +55,18 @@ class Handling:
     """The handling of events by one handler of an agent."""
 
     def __init__(
-        self, fabric: Fabric, registration: Registration, *, agent: str, actor_id: str, max_depth: int, shared: bool
+        self,
+        fabric: Fabric,
+        registration: Registration,
+        *,
+        agent: str,
+        actor_id: str,
+        max_depth: int,
+        shared: bool,
+        is_ending: Callable[[], bool],
     ) -> None:
+        """``is_ending``: whether a cancellation that comes now is for whoever runs this, and not the handler's own."""
+        self._is_ending = is_ending
         self._fabric = fabric
         self._registration = registration
         self._name = registration.name
@@ -108,7 +119,10 @@ class Handling:
             if isinstance(error, GeneratorExit):
                 raise
             if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
-                raise
+                if self._is_ending():
+                    raise
+                while task.uncancel():  # the handler has cancelled its own task, as a timeout of its own may do
+                    pass
             if attempt < self._registration.retries:
                 logger.warning(
                     "handler %s failed on %s (revision %d), try %d: %s: %s",

@@ -63,8 +63,9 @@ class HandlerRun:
         self._filters = fabric.subjects.filters(registration.patterns, registration.scopes)
         self._requests = fabric.deadletters.requests(agent, registration.name)
         self._handling = Handling(
-            fabric, registration, agent=agent, actor_id=actor_id, max_depth=max_depth, shared=self.shared
-        )
+            fabric, registration, agent=agent, actor_id=actor_id, max_depth=max_depth, shared=self.shared,
+            is_ending=self._is_ending,
+        )  # fmt: skip
         self._spec = ConsumerSpec(
             name=durable_name(agent, registration.name),
             filters=(*self._filters, self._requests) if self.shared else self._filters,
@@ -76,6 +77,7 @@ class HandlerRun:
         self._consumer: Consumer = kind(fabric.log, self._spec)
         self._ending = asyncio.Event()
         self._broken_off = False
+        self._consuming: asyncio.Task[None] | None = None
         self._begin()
 
     def _begin(self) -> None:
@@ -137,8 +139,9 @@ class HandlerRun:
     async def run(self) -> None:
         """Handle events until cancelled; whatever is being handled then is for the caller to await by ``stop``."""
         async with asyncio.TaskGroup() as tasks:
-            consumer = tasks.create_task(self._consumer.run(), name=f"consumer of {self._registration.name}")
-            await self._take(tasks, consumer)
+            name = self._registration.name
+            self._consuming = tasks.create_task(self._consumer.run(), name=f"consumer of {name}")
+            await self._take(tasks)
 
     async def drain(self) -> None:
         """Begin nothing more, and return when every try that has begun is over; what waits is for whoever is next."""
@@ -153,11 +156,17 @@ class HandlerRun:
         """After ``run`` has ended: acknowledge, and let a standby take over at once."""
         await self._consumer.leave()
 
-    async def _take(self, tasks: asyncio.TaskGroup, consumer: asyncio.Task[None]) -> None:
+    def _is_ending(self) -> bool:
+        """Whether a cancellation is meant for all of this; otherwise, it is the handler's function that made it."""
+        consuming = self._consuming
+        return self._broken_off or consuming is None or consuming.done() or consuming.cancelling() > 0
+
+    async def _take(self, tasks: asyncio.TaskGroup) -> None:
         concurrent = self._registration.concurrency > 1
         count = 0
         while True:
-            if self._broken_off or consumer.done():  # and the handler has caught the cancellation that followed
+            if self._broken_off or (self._consuming is not None and self._consuming.done()):
+                # The handler has caught the cancellation that goes with it.
                 raise asyncio.CancelledError
             count += 1
             if count % _IN_A_ROW == 0:
