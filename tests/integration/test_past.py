@@ -15,7 +15,7 @@ from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.reading.asof import as_of, last_as_of
 from agentfield.memory.expiry import ExpiryWorker
 from agentfield.memory.lifetime import Periods
-from tests.support import NatsServer
+from tests.support import NatsServer, eventually
 from tests.support.events import subject, write_many
 from tests.support.trimming import trim
 
@@ -71,6 +71,12 @@ async def write_at_random(memory: Memory) -> None:
                 await view.set_many(dict.fromkeys(some, number), ttl=0.1)
             case _:
                 await view.set_many(dict.fromkeys(some, number))
+
+    async def was_said() -> bool:
+        return any([event.reason == "expired" async for event in memory.history()])
+
+    await memory.set("key_0", "brief", ttl=0.01)
+    await eventually(was_said, what="an expiry is said")
     await worker.__aexit__(None, None, None)
 
 
@@ -166,11 +172,23 @@ async def test_what_had_run_out_by_then_is_absent_though_nobody_had_said_so(memo
     assert await memory.as_of(entry.expires_at).get("k") is None
 
 
+async def surely_past(memory: Memory, moment: datetime | None) -> None:
+    """Wait until the server stores events after that moment: what time it has by now, is only known so well."""
+
+    async def is_past() -> bool:
+        await memory.set("clock", 1)
+        entry = await memory.entry("clock")
+        return entry is not None and moment is not None and entry.timestamp > moment
+
+    await eventually(is_past, what="the server's time is past it")
+
+
 async def test_an_age_counts_back_from_the_call_and_stays(memory: Memory) -> None:
     await memory.set("k", 1)
     now = memory.as_of(timedelta(0))
     assert await now.get("k") == 1
     later = memory.as_of(timedelta(0))
+    await surely_past(memory, (await memory.as_of(timedelta(0)).moment()).timestamp)
     await memory.set("k", 2)
     assert await now.get("k") == 1
     assert await later.get("k") == 1, "the age was counted from the first read"
