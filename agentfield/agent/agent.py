@@ -26,8 +26,8 @@ from agentfield.fabric.calling.protocol import call_subject
 from agentfield.fabric.calling.service import Service
 from agentfield.fabric.fabric import Fabric
 from agentfield.memory import Memory
-from agentfield.memory.expiry import ExpiryWorker
 from agentfield.memory.lifetime import Lifetimes, Periods
+from agentfield.memory.lifetimes.expiry import ExpiryWorker
 from agentfield.memory.reacting.subscription import HandlerRun
 from agentfield.memory.reacting.subscriptions import Subscriptions
 from agentfield.naming import shown

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from agentfield.memory.events import Events
-from agentfield.memory.looking_back import LookingBack
-from agentfield.memory.private import Private
+from agentfield.memory.personal.private import Private
 from agentfield.memory.reads import Reads
+from agentfield.memory.time_travel.looking_back import LookingBack
 from agentfield.memory.typed import Typed
 from agentfield.memory.writes import Writes
 

@@ -16,9 +16,9 @@ from agentfield.execution import new_id
 from agentfield.fabric.appending import Conflict
 from agentfield.fabric.batch import MAX_BATCH, Expectation
 from agentfield.fabric.fabric import Fabric
-from agentfield.memory import clearing
 from agentfield.memory.addressing import write_scope
 from agentfield.memory.encrypting import all_known
+from agentfield.memory.lifetimes import clearing
 from agentfield.memory.lock import Lock
 from agentfield.memory.offline import OfflineBuffer
 from agentfield.memory.preparing import Write, check_event_id, check_revision, check_write, prepare

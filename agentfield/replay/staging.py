@@ -19,9 +19,9 @@ from agentfield.header import EVENT_HEADER, encode_event
 from agentfield.memory.addressing import AnyScope, address
 from agentfield.memory.lifetime import Lifetimes, Periods
 from agentfield.memory.moment import Instant
-from agentfield.memory.past import whole
 from agentfield.memory.preparing import Write
 from agentfield.memory.state import live_entries
+from agentfield.memory.time_travel.past import whole
 from agentfield.memory.writing import store, store_together
 from agentfield.pattern import Pattern
 from agentfield.replay.copying import copied

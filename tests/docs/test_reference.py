@@ -18,7 +18,8 @@ from agentfield.fabric.personal import keys, policies
 from agentfield.fabric.topology import DUPLICATE_WINDOW, NOTES_KEPT, Topology
 from agentfield.key import MAX_KEY_BYTES, MAX_TOKENS
 from agentfield.local.config import CLIENT_PORT
-from agentfield.memory import erasing, revert
+from agentfield.memory.personal import erasing
+from agentfield.memory.time_travel import revert
 from agentfield.pattern import MAX_FILTERS
 from agentfield.reference import LARGE, LARGEST
 from agentfield.scope import MAX_SCOPE_ID_BYTES, RESOLUTION

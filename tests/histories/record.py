@@ -19,8 +19,8 @@ from agentfield import Agent, Erasure, Event, Memory, connect, execution
 from agentfield.codec import Record, reference_of
 from agentfield.errors import DecodeError
 from agentfield.fabric.fabric import Fabric
-from agentfield.memory.expiry import ExpiryWorker
 from agentfield.memory.lifetime import Periods
+from agentfield.memory.lifetimes.expiry import ExpiryWorker
 from projections import Source
 from tests.histories import files
 from tests.histories.folding import fold

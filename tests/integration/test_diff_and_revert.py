@@ -219,7 +219,7 @@ async def test_a_write_in_between_is_seen_and_decided_about_anew(
             await memory.set(*writes.pop(0))
         return await store_together(*args, **options)
 
-    monkeypatch.setattr("agentfield.memory.revert.store_together", interrupted)
+    monkeypatch.setattr("agentfield.memory.time_travel.revert.store_together", interrupted)
     done = await memory.revert("*", then, scope="global")
     assert await held(memory) == {"a": 1, "b": 1, "c": 1}
     assert shape(done.changes.changes) == [("b", 3, 1), ("c", 2, 1)], "somebody else has reverted a"
@@ -236,8 +236,8 @@ async def test_keys_that_are_written_without_pause_are_a_conflict(
         await memory.set("b", next(numbers))
         return await store_together(*args, **options)
 
-    monkeypatch.setattr("agentfield.memory.revert.store_together", interrupted)
-    monkeypatch.setattr("agentfield.memory.revert.backoff", lambda attempt: 0.0)
+    monkeypatch.setattr("agentfield.memory.time_travel.revert.store_together", interrupted)
+    monkeypatch.setattr("agentfield.memory.time_travel.revert.backoff", lambda attempt: 0.0)
     with pytest.raises(ConflictError) as conflict:
         await memory.revert("*", then, scope="global")
     assert conflict.value.key == "b"
@@ -258,8 +258,8 @@ async def test_a_revert_of_many_keys_comes_to_its_end_where_some_are_always_bein
             await memory.set(fabric.subjects.parse(writes[-1].subject)[1], "meanwhile")
         return await store_together(fabric, lifetimes, writes, *others)
 
-    monkeypatch.setattr("agentfield.memory.revert.store_together", interrupted)
-    monkeypatch.setattr("agentfield.memory.revert.backoff", lambda attempt: 0.0)
+    monkeypatch.setattr("agentfield.memory.time_travel.revert.store_together", interrupted)
+    monkeypatch.setattr("agentfield.memory.time_travel.revert.backoff", lambda attempt: 0.0)
     assert len((await memory.revert("*", then, scope="global")).changes) == 1200
     assert not await memory.diff("*", then, scope="global")
 

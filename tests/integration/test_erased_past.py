@@ -3,7 +3,7 @@
 import pytest
 
 from agentfield import Memory
-from agentfield.memory.revert import Reverting
+from agentfield.memory.time_travel.revert import Reverting
 from tests.support.objects import LARGE
 
 SECRET = "ada@example.org"

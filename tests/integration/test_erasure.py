@@ -17,8 +17,8 @@ from agentfield.fabric.faults import NO_MESSAGE, ServerFault
 from agentfield.fabric.jetstream import api
 from agentfield.fabric.personal.keys import Keys
 from agentfield.fabric.personal.policies import Policies
-from agentfield.memory import erasing
 from agentfield.memory.encrypting import condemnations
+from agentfield.memory.personal import erasing
 from agentfield.memory.watch import CaughtUp
 from tests.support import NatsServer, eventually
 from tests.support.searching import files_with

@@ -17,8 +17,8 @@ from agentfield.codec import expires_at_ns
 from agentfield.fabric.fabric import Fabric
 from agentfield.header import MAX_TTL
 from agentfield.key import key_tokens
-from agentfield.memory.expiry import ExpiryWorker
 from agentfield.memory.lifetime import Periods
+from agentfield.memory.lifetimes.expiry import ExpiryWorker
 from agentfield.memory.timing import KEYS_A_TIMER, set_timers
 from agentfield.scope import GLOBAL
 from tests.support import NatsServer, eventually

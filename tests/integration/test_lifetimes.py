@@ -15,10 +15,10 @@ from agentfield.fabric.bucket import Bucket
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.faults import NO_MESSAGE, ServerFault
 from agentfield.fabric.jetstream import api
-from agentfield.memory.clearing import delete_all
-from agentfield.memory.expiry import ExpiryWorker
 from agentfield.memory.lifetime import Periods
-from agentfield.memory.sweeping import ensure_sweeps, sweep
+from agentfield.memory.lifetimes.clearing import delete_all
+from agentfield.memory.lifetimes.expiry import ExpiryWorker
+from agentfield.memory.lifetimes.sweeping import ensure_sweeps, sweep
 from agentfield.scope import RESOLUTION
 from tests.support import NatsServer, eventually
 from tests.support.buckets import contents, markers

@@ -16,8 +16,8 @@ from agentfield import ConflictError, Event, InvalidInputError, Memory, connect
 from agentfield.execution import new_id
 from agentfield.key import key_tokens
 from agentfield.memory import merges
-from agentfield.memory.expiry import ExpiryWorker
 from agentfield.memory.lifetime import Periods
+from agentfield.memory.lifetimes.expiry import ExpiryWorker
 from tests.support import NatsServer, eventually
 from tests.support.buckets import contents
 

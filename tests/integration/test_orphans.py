@@ -17,7 +17,7 @@ from agentfield.fabric.batch import append_batch
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.upload import Upload
 from agentfield.memory import orphans, writing
-from agentfield.memory.sweeping import SWEEP, ensure_sweeps, sweep
+from agentfield.memory.lifetimes.sweeping import SWEEP, ensure_sweeps, sweep
 from tests.support import NatsServer, eventually
 from tests.support.objects import LARGE, condemned, fabric_of, messages, names, object_of
 

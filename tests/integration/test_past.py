@@ -13,8 +13,8 @@ from agentfield import Event, HistoryTruncatedError, InvalidInputError, Memory, 
 from agentfield import execution as executions
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.reading.asof import as_of, last_as_of
-from agentfield.memory.expiry import ExpiryWorker
 from agentfield.memory.lifetime import Periods
+from agentfield.memory.lifetimes.expiry import ExpiryWorker
 from tests.support import NatsServer, eventually
 from tests.support.events import subject, write_many
 from tests.support.trimming import trim

@@ -8,7 +8,7 @@ import pytest
 from agentfield import Memory
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.jetstream import api
-from agentfield.memory import sweeping
+from agentfield.memory.lifetimes import sweeping
 from projections import Source, state
 from projections.buckets import ScopeBucket
 from tests.support import eventually

@@ -12,7 +12,7 @@ from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.removal import remove
 from agentfield.fabric.stages import ABANDONED, Presence, remove_abandoned, stage_name
 from agentfield.fabric.topology import stream_names
-from agentfield.memory import sweeping
+from agentfield.memory.lifetimes import sweeping
 from tests.support import NatsServer, eventually
 
 AT_ONCE = timedelta(0)

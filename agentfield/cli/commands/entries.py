@@ -26,9 +26,9 @@ from agentfield.header import check_ttl
 from agentfield.key import check_key
 from agentfield.memory.addressing import AnyScope
 from agentfield.memory.moment import Instant
-from agentfield.memory.past import whole
 from agentfield.memory.resolving import Resolver
 from agentfield.memory.state import live_entries
+from agentfield.memory.time_travel.past import whole
 from agentfield.naming import shown
 from agentfield.pattern import Pattern
 from agentfield.scope import Scope

@@ -18,11 +18,11 @@ from agentfield.cli.waiting import wait
 from agentfield.event import Writer
 from agentfield.memory import Diff, Moment, Reverted
 from agentfield.memory.addressing import AnyScope
-from agentfield.memory.diff import differences
 from agentfield.memory.lifetime import Lifetimes
 from agentfield.memory.moment import Pin
 from agentfield.memory.resolving import Resolver
-from agentfield.memory.revert import Reverting, present_of
+from agentfield.memory.time_travel.diff import differences
+from agentfield.memory.time_travel.revert import Reverting, present_of
 from agentfield.naming import shown
 from agentfield.pattern import Pattern
 

@@ -17,8 +17,8 @@ from agentfield.cli.scopes import scope_options
 from agentfield.cli.waiting import wait
 from agentfield.errors import InvalidInputError
 from agentfield.memory.addressing import AnyScope
-from agentfield.memory.erasing import ErasureReceipt, Tally
-from agentfield.memory.private import target_of
+from agentfield.memory.personal.erasing import ErasureReceipt, Tally
+from agentfield.memory.personal.private import target_of
 from agentfield.naming import shown
 from agentfield.privacy import KINDS, PrivacyPolicy
 

@@ -23,13 +23,13 @@ from agentfield.fabric.batch import MAX_BATCH, Expectation
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.jetstream import backoff
 from agentfield.fabric.reading.asof import as_of
-from agentfield.memory.diff import Change, Diff, change_of, collected
 from agentfield.memory.encrypting import all_known, known
 from agentfield.memory.lifetime import Lifetimes
 from agentfield.memory.moment import Instant, Pin, check_whole
 from agentfield.memory.preparing import Write, prepare
 from agentfield.memory.resolving import Resolver
 from agentfield.memory.state import is_live
+from agentfield.memory.time_travel.diff import Change, Diff, change_of, collected
 from agentfield.memory.writing import store_together
 from agentfield.pattern import Pattern
 from agentfield.privacy import Vault

@@ -17,9 +17,9 @@ from agentfield.fabric.fabric import Fabric
 from agentfield.header import EVENT_HEADER
 from agentfield.memory.addressing import AnyScope
 from agentfield.memory.moment import Instant, Moment
-from agentfield.memory.past import whole
 from agentfield.memory.resolving import Resolver
 from agentfield.memory.state import live_entries
+from agentfield.memory.time_travel.past import whole
 from agentfield.pattern import Pattern
 from agentfield.scope import RESOLUTION, ScopeKind
 from agentfield.value import encode_value

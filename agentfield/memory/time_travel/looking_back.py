@@ -7,10 +7,10 @@ from datetime import datetime, timedelta
 from agentfield.errors import InvalidInputError
 from agentfield.memory.addressing import event_scopes, write_scope
 from agentfield.memory.base import Base
-from agentfield.memory.diff import Diff, differences
 from agentfield.memory.moment import Pin
-from agentfield.memory.past import Past
-from agentfield.memory.revert import Reverted, Reverting, present_of
+from agentfield.memory.time_travel.diff import Diff, differences
+from agentfield.memory.time_travel.past import Past
+from agentfield.memory.time_travel.revert import Reverted, Reverting, present_of
 from agentfield.pattern import Pattern
 
 

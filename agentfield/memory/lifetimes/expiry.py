@@ -19,9 +19,9 @@ from agentfield.codec import Record, expires_at_ns, is_delete
 from agentfield.errors import AgentFieldError, DecodeError, InvalidInputError
 from agentfield.fabric.fabric import Fabric
 from agentfield.fabric.timers import Due, Worker
-from agentfield.memory.clearing import BATCH, delete_all, delete_each, is_to_go
 from agentfield.memory.lifetime import Periods, timer_name
-from agentfield.memory.sweeping import SWEEP, ensure_sweeps, sweep
+from agentfield.memory.lifetimes.clearing import BATCH, delete_all, delete_each, is_to_go
+from agentfield.memory.lifetimes.sweeping import SWEEP, ensure_sweeps, sweep
 from agentfield.memory.timing import set_timers, timed_subjects
 from agentfield.scope import Scope, check_scope_kind, scope_id
 

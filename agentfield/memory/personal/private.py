@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from agentfield.errors import InvalidInputError
 from agentfield.memory.addressing import AnyScope
 from agentfield.memory.base import Base
-from agentfield.memory.erasing import ErasureReceipt, Sign, Target, erase
+from agentfield.memory.personal.erasing import ErasureReceipt, Sign, Target, erase
 from agentfield.memory.views import Drop, keeping
 from agentfield.pattern import Pattern
 from agentfield.privacy import PrivacyPolicy

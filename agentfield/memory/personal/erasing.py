@@ -34,9 +34,9 @@ from agentfield.fabric.personal.bucket import StoredKey
 from agentfield.header import encode_event
 from agentfield.memory import views
 from agentfield.memory.addressing import AnyScope
-from agentfield.memory.clearing import delete_each, is_to_go
 from agentfield.memory.encrypting import condemnations
 from agentfield.memory.lifetime import Lifetimes
+from agentfield.memory.lifetimes.clearing import delete_each, is_to_go
 from agentfield.memory.preparing import prepare
 from agentfield.memory.writing import store
 from agentfield.pattern import Pattern
