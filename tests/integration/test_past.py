@@ -284,6 +284,18 @@ async def test_any_number_of_keys_is_found_as_it_was(fabric: Fabric, count: int)
         assert [record and record.sequence for record in literal] == [expected.get(name) for name in asked]
 
 
+async def test_keys_beside_one_that_is_written_all_the_time_are_found_as_they_were(fabric: Fabric) -> None:
+    """How far back to look is guessed by how the keys were written since, and that guess costs too much here."""
+    keys, hot = [f"k.{number}" for number in range(400)], ["k.hot"] * 3000
+    names = [*keys, *hot, *keys, *hot]
+    await write_many(fabric, names)
+    await fabric.log.state()
+    then = len(keys) + len(hot)
+    expected = {subject(fabric, name): number for number, name in enumerate(names[:then], 1)}
+    found = [record async for record in as_of(fabric.log, [subject(fabric, "k.>")], then)]
+    assert {record.subject: record.sequence for record in found} == expected
+
+
 async def test_an_outage_is_an_error_and_not_absence(fresh_server: NatsServer, namespace: str) -> None:
     async with connect(fresh_server.url, namespace=namespace, timeout=0.5) as memory:
         await memory.set("k", 1)

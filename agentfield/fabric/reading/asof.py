@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Container, Sequence
+from contextlib import aclosing
 
 from agentfield.codec import Record
 from agentfield.fabric.asking import MULTI_LAST_LIMIT
@@ -50,17 +51,20 @@ async def _by_itself(log: Log, filters: Sequence[str], sequence: int) -> AsyncIt
     found: list[Record] = []
     changed: dict[str, None] = {}
     many = False
+    oldest = 0
     async for record in log.current(filters):
         if record.sequence <= sequence:
             found.append(record)
         else:
             changed[record.subject] = None
+            oldest = min(oldest or record.sequence, record.sequence)
         many = many or len(found) + len(changed) > MULTI_LAST_LIMIT
         if many:
             for each in found:
                 yield each
             found = []
-    async for record in _before(log, changed, sequence, filters):
+    # What took so many events to be written again until now, took about as many to be written until then.
+    async for record in _before(log, changed, sequence, filters, width=log.last_known - oldest + 1):
         if many:
             yield record
         else:
@@ -105,19 +109,29 @@ async def last_as_of(log: Log, subjects: Sequence[str], sequence: int) -> list[R
             found[last.subject] = last
         elif last is not None:
             changed[last.subject] = None
-    async for record in _before(log, changed, sequence, ()):
+    async for record in _before(log, changed, sequence, (), width=0):
         found[record.subject] = record
     return [found.get(subject) for subject in subjects]
 
 
-async def _before(log: Log, wanted: dict[str, None], sequence: int, filters: Sequence[str]) -> AsyncIterator[Record]:
-    """The last events, by then, of subjects that have been written since; takes from ``wanted`` those it has found."""
+async def _before(
+    log: Log, wanted: dict[str, None], sequence: int, filters: Sequence[str], *, width: int
+) -> AsyncIterator[Record]:
+    """The last events, by then, of subjects that have been written since; takes from ``wanted`` those it has found.
+
+    ``width`` is how many events of the log before the sequence are likely to hold most of them.
+    """
     cheap = len(wanted) * sequence <= _CHEAP
     if filters and len(wanted) > _FEW and not cheap:
-        width = _PROBE
+        if not _PROBE < width <= _WINDOW:
+            width = _PROBE
         for _ in range(_LOOKS):
             low = max(0, sequence - width)
-            found, count = await _look_through(log, wanted, filters, low + 1, sequence)
+            most = _PROBE + _PER_SUBJECT * len(wanted)
+            found, count = await _look_through(log, wanted, filters, low + 1, sequence, most)
+            if count > most:  # some are written far more often than others: what this costs, has to be seen first
+                width = _PROBE
+                continue
             for record in found:
                 del wanted[record.subject]
                 yield record
@@ -137,15 +151,21 @@ async def _before(log: Log, wanted: dict[str, None], sequence: int, filters: Seq
 
 
 async def _look_through(
-    log: Log, wanted: Container[str], filters: Sequence[str], start: int, stop: int
+    log: Log, wanted: Container[str], filters: Sequence[str], start: int, stop: int, most: int
 ) -> tuple[list[Record], int]:
-    """The last events of the subjects wanted in a part of the log, and how many events there were to look at."""
+    """The last events of the subjects wanted in a part of the log, and how many events there were to look at.
+
+    If there are more than so many, it ends at that, with nothing.
+    """
     last: dict[str, Record] = {}
     count = 0
-    async for record in log.read(filters, start=start, stop=stop):
-        count += 1
-        if record.subject in wanted:
-            last[record.subject] = record
+    async with aclosing(log.read(filters, start=start, stop=stop)) as records:
+        async for record in records:
+            count += 1
+            if count > most:
+                return [], count
+            if record.subject in wanted:
+                last[record.subject] = record
     return sorted(last.values(), key=lambda each: each.sequence), count
 
 
