@@ -75,6 +75,15 @@ def test_help_lists_every_command_and_loads_neither_nats_nor_pydantic() -> None:
     assert listed[: len(COMMANDS)] == list(COMMANDS)
 
 
+@pytest.mark.parametrize(("typed", "meant"), [("histroy", " Did you mean 'history'?"), ("xyzzy", ""), ("", "")])
+def test_a_name_that_is_no_command_gets_the_one_that_is_like_it(offline: Cli, typed: str, meant: str) -> None:
+    done = offline(typed)
+    assert (done.code, done.error) == (
+        2,
+        f"No such command {typed!r}.{meant}".removesuffix(".") + "; see 'agentfield --help'",
+    )
+
+
 def test_a_command_runs_with_the_collector_on_whatever_was_loaded_without_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
